@@ -1,0 +1,61 @@
+# Everything a fresh machine needs is set up by the first target that needs it, in .venv.
+#   make demo     see what it does
+#   make test     every check there is
+#   make test PYTHON=python3.13 VENV=.venv-3.13     the same with another Python
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+RUN := $(VENV)/bin/python
+SOURCES := $(wildcard csrc/*.c csrc/*.h fastpool/*.pyx fastpool/*.pxd)
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test test-full lint types ctest models bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+build: $(VENV)/.built ## set up .venv and build the extensions in place
+
+demo: $(VENV)/.built ## fastpool beside a plain loop
+	$(RUN) -m fastpool demo $(ARGS)
+
+test: $(VENV)/.built ## every check: format, lint, types, C tests, models, Python tests
+	$(RUN) tools/check.py $(ARGS)
+
+test-full: $(VENV)/.built ## the same, with the long tests and the counts
+	$(RUN) tools/check.py --full $(ARGS)
+
+lint types ctest models: $(VENV)/.built
+	$(RUN) tools/check.py $@
+
+lint: ## format and lint of Python, Cython and C
+types: ## mypy
+ctest: ## the C core alone, plain and under the sanitizers
+models: ## the protocols, model-checked with spin
+
+bench: $(VENV)/.built $(VENV)/.peers ## fastpool beside its peers (ARGS=--quick)
+	$(RUN) -m benchmarks $(ARGS)
+
+clean: ## remove what was built, keep .venv
+	rm -rf build dist fastpool.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f fastpool/*.so $(VENV)/.built
+	find fastpool benchmarks tests tools -name __pycache__ -prune -exec rm -rf {} +
+
+# Stamps: each is as new as what it stands for. The first is only made where the machine can build.
+$(VENV)/.created:
+	@sh tools/doctor.sh "$(PYTHON)"
+	"$(PYTHON)" -m venv --clear "$(VENV)"
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml setup.py
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.installed $(SOURCES)
+	$(RUN) setup.py --quiet build_ext --inplace
+	@touch $@
+
+$(VENV)/.peers: $(VENV)/.installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@touch $@

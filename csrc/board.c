@@ -1,0 +1,51 @@
+#include "board.h"
+
+static const char *const names[FP_STATES] = {
+    [FP_STARTING] = "starting", [FP_IDLE] = "idle",       [FP_INITIALIZING] = "initializing",
+    [FP_RUNNING] = "running",   [FP_EXITING] = "exiting", [FP_EXITED] = "exited",
+    [FP_DEAD] = "dead",
+};
+
+#define BIT(state) (1U << (state))
+
+static const unsigned may[FP_STATES] = {
+    [FP_STARTING] = BIT(FP_IDLE) | BIT(FP_DEAD),
+    [FP_IDLE] = BIT(FP_INITIALIZING) | BIT(FP_RUNNING) | BIT(FP_EXITING) | BIT(FP_DEAD),
+    [FP_INITIALIZING] = BIT(FP_RUNNING) | BIT(FP_EXITING) | BIT(FP_DEAD),
+    [FP_RUNNING] = BIT(FP_IDLE) | BIT(FP_EXITING) | BIT(FP_DEAD),
+    [FP_EXITING] = BIT(FP_EXITED) | BIT(FP_DEAD),
+    [FP_EXITED] = 0,
+    [FP_DEAD] = 0,
+};
+
+const char *fp_state_name(uint32_t state) { return state < FP_STATES ? names[state] : NULL; }
+
+int fp_state_may(uint32_t from, uint32_t to) {
+  return from < FP_STATES && to < FP_STATES && (may[from] & BIT(to)) != 0;
+}
+
+/* Load and store: the worker is the only writer until it is gone, then the parent is. */
+int fp_state_move(fp_line *line, uint32_t to) {
+  uint32_t from = atomic_load_explicit(&line->state, memory_order_acquire);
+  if (!fp_state_may(from, to)) return FP_MISUSE;
+  atomic_store_explicit(&line->state, to, memory_order_release);
+  return 0;
+}
+
+void fp_line_reset(fp_line *line) {
+  uint32_t generation = atomic_load_explicit(&line->generation, memory_order_relaxed);
+  atomic_store_explicit(&line->claim, 0, memory_order_relaxed);
+  atomic_store_explicit(&line->job, 0, memory_order_relaxed);
+  atomic_store_explicit(&line->news, 0, memory_order_relaxed);
+  atomic_store_explicit(&line->task_start, 0, memory_order_relaxed);
+  atomic_store_explicit(&line->pid, 0, memory_order_relaxed);
+  atomic_store_explicit(&line->tasks, 0, memory_order_relaxed);
+  atomic_store_explicit(&line->tasks_ns, 0, memory_order_relaxed);
+  atomic_store_explicit(&line->chunks, 0, memory_order_relaxed);
+  atomic_store_explicit(&line->started_ns, 0, memory_order_relaxed);
+  atomic_store_explicit(&line->init_ns, 0, memory_order_relaxed);
+  atomic_store_explicit(&line->waiting_ns, 0, memory_order_relaxed);
+  atomic_store_explicit(&line->exit_ns, 0, memory_order_relaxed);
+  atomic_store_explicit(&line->generation, generation + 1, memory_order_relaxed);
+  atomic_store_explicit(&line->state, FP_STARTING, memory_order_release);
+}

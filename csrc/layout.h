@@ -1,0 +1,256 @@
+/* Every struct that lies in the shared segment. The contract of each word is in README.md ("The words");
+ * the comment beside a field names its writer. */
+#ifndef FP_LAYOUT_H
+#define FP_LAYOUT_H
+
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define FP_LINE_BYTES 64 /* cache line */
+#define FP_NEVER      UINT64_MAX
+#define FP_MAGIC      UINT64_C(0x66617374706f6f6c)
+
+/* Results of functions below the Cython border: 0 or positive is success, negative is an errno negated or
+ * one of these. */
+enum {
+  FP_FULL = -2000,    /* no room now; wait and try again, or go another way */
+  FP_DAMAGED = -2001, /* shared memory does not hold what the protocol allows */
+  FP_MISUSE = -2002,  /* an argument that no caller should pass */
+};
+
+/* ------------------------------------------------------------------ claim */
+
+#define FP_INDEX_BITS   40
+#define FP_INDEX_MASK   ((UINT64_C(1) << FP_INDEX_BITS) - 1)
+#define FP_INDEX_CLOSED FP_INDEX_MASK /* the gate is closed: nothing to claim */
+#define FP_MAX_UNITS    (FP_INDEX_MASK - 1)
+#define FP_NUMBER_MASK  ((UINT64_C(1) << 24) - 1)
+
+typedef struct {
+  _Alignas(FP_LINE_BYTES) _Atomic uint64_t claim; /* all, by CAS */
+} fp_gate;
+
+enum { FP_UNIT_TASK = 1, FP_UNIT_CHUNK = 2 };
+
+enum {
+  FP_JOB_LAST = 1,  /* workers stop when the job is exhausted */
+  FP_JOB_TIMED = 2, /* task_start and counters after every task */
+};
+
+#define FP_TOTAL_UNKNOWN UINT64_MAX
+
+typedef struct {
+  /* parameters: parent, while the gate is closed. Atomic: those that a worker reads before it has claimed,
+   * when the parent may already be writing the next job's; the others only while holding a unit. */
+  _Alignas(FP_LINE_BYTES) _Atomic uint64_t number;
+  _Atomic uint32_t unit;
+  _Atomic uint32_t flags;
+  int64_t range_start;
+  int64_t range_step;
+  _Atomic uint64_t chunk_fixed; /* tasks a chunk; 0: by measured speed */
+  _Atomic uint64_t chunk_ns;    /* target duration of a chunk */
+  _Atomic uint32_t n_workers;   /* for the size of the last chunks */
+  _Atomic uint32_t spec;        /* version of the job's functions */
+  _Atomic uint64_t lifespan;    /* tasks a worker runs before it retires; 0: no limit */
+  _Atomic uint64_t spec_offset; /* pickled functions, in a block; 0: none */
+  _Atomic uint64_t spec_bytes;
+  _Atomic uint64_t spec_sum;
+  /* progress of the input: parent */
+  _Alignas(FP_LINE_BYTES) _Atomic uint64_t avail; /* units that may be claimed */
+  _Atomic uint64_t total;                         /* units in all, or FP_TOTAL_UNKNOWN */
+  _Atomic uint64_t hungry_at;                     /* ring when a claim passes it: feed more */
+} fp_job;
+
+#define FP_FEED_SLOTS 1024 /* chunks fed and not collected: at most this many */
+
+typedef struct {   /* parent, before avail passes the chunk */
+  uint64_t offset; /* block with the records of the chunk's arguments */
+  uint64_t bytes;
+  uint64_t first; /* number of its first task */
+  uint64_t count;
+} fp_feed_slot;
+
+/* ------------------------------------------------------------------ bell */
+
+typedef struct {
+  _Alignas(FP_LINE_BYTES) _Atomic uint32_t sleeping; /* its owner sets; ringers clear by exchange */
+} fp_bell;
+
+/* ------------------------------------------------------------------ board */
+
+typedef enum {
+  FP_STARTING = 0,
+  FP_IDLE = 1,
+  FP_INITIALIZING = 2,
+  FP_RUNNING = 3,
+  FP_EXITING = 4,
+  FP_EXITED = 5,
+  FP_DEAD = 6, /* written by the parent alone */
+  FP_STATES = 7
+} fp_state;
+
+enum { FP_CLAIM_NONE = 0, FP_CLAIM_INTENT = 1, FP_CLAIM_HELD = 2 };
+#define FP_COUNT_BITS 22
+#define FP_MAX_CHUNK  ((UINT64_C(1) << FP_COUNT_BITS) - 1)
+
+typedef struct {                                  /* the worker, except where noted */
+  _Alignas(FP_LINE_BYTES) _Atomic uint64_t claim; /* first unit 40 | count 22 | FP_CLAIM_* 2 */
+  _Atomic uint64_t job;                           /* number of the job it last claimed from */
+  _Atomic uint32_t state;                         /* fp_state; DEAD by the parent */
+  _Atomic uint32_t news;
+  _Atomic uint64_t task_start; /* monotonic ns; 0: in no task, or the job is not TIMED */
+  _Atomic int32_t pid;
+  _Atomic uint32_t generation; /* parent, before it starts the worker */
+  _Atomic uint64_t tasks;      /* tasks done since it started */
+  _Atomic uint64_t tasks_ns;   /* time those took */
+  _Atomic uint64_t chunks;
+  /* times for insights, ns */
+  _Alignas(FP_LINE_BYTES) _Atomic uint64_t started_ns;
+  _Atomic uint64_t init_ns;
+  _Atomic uint64_t waiting_ns;
+  _Atomic uint64_t exit_ns;
+} fp_line;
+
+/* ------------------------------------------------------------------ lane */
+
+enum { FP_CMD_NONE = 0, FP_CMD_STOP = 1 };
+
+typedef struct {
+  /* the worker */
+  _Alignas(
+      FP_LINE_BYTES) _Atomic uint64_t committed; /* items ever committed in this lane: the commit point */
+  _Atomic uint64_t head;                         /* past the header of the newest record */
+  /* the parent */
+  _Alignas(FP_LINE_BYTES) _Atomic uint64_t tail; /* bytes before it may be overwritten */
+  _Atomic uint64_t wake_at;                      /* ring when committed reaches it */
+  _Atomic uint64_t abandon;                      /* drop jobs with numbers up to this one */
+  _Atomic uint32_t command;                      /* FP_CMD_* */
+  /* the worker's own bell */
+  fp_bell bell;
+} fp_lane;
+
+typedef enum {
+  FP_KIND_PAD = 0, /* fills the ring's end; no items */
+  FP_KIND_INT64 = 1,
+  FP_KIND_FLOAT64 = 2,
+  FP_KIND_BOOL = 3,
+  FP_KIND_NONE = 4,
+  FP_KIND_STR = 5,
+  FP_KIND_BYTES = 6,
+  FP_KIND_PICKLE = 7,
+  FP_KIND_BLOCK = 8,
+  FP_KIND_FRAGMENT = 9,
+  FP_KIND_ERROR = 10,
+  FP_KINDS = 11
+} fp_kind;
+
+typedef enum { FP_PHASE_TASK = 0, FP_PHASE_INIT = 1, FP_PHASE_EXIT = 2, FP_PHASES = 3 } fp_phase;
+
+typedef struct {
+  _Atomic uint64_t closed; /* 0 while open, else FP_CLOSED | count 31 | used bytes 32 */
+  uint64_t first;          /* number of the first task */
+  uint64_t base;           /* lane.committed when it was opened */
+  uint32_t capacity;       /* bytes of payload it may use */
+  uint16_t kind;           /* fp_kind */
+  uint8_t phase;           /* fp_phase */
+  uint8_t job;             /* low 8 bits of the job's number */
+} fp_record;
+
+#define FP_CLOSED (UINT64_C(1) << 63)
+
+/* Items of variable length: header, then data, padded to 8 bytes. */
+typedef struct {
+  uint32_t bytes; /* of data, without padding */
+  uint32_t tag; /* STR: bytes a character (1, 2, 4); BYTES: 0; PICKLE: FP_KIND_PICKLE; FRAGMENT: see below */
+} fp_item;
+
+typedef struct { /* PICKLE, ERROR: after fp_item */
+  uint64_t sum;  /* fp_checksum of the data */
+} fp_summed;
+
+typedef struct {   /* BLOCK item: the whole payload of one item */
+  uint64_t offset; /* of the block's data in the segment */
+  uint64_t bytes;
+  uint64_t sum;  /* PICKLE: checksum; else 0 */
+  uint32_t kind; /* STR, BYTES, PICKLE */
+  uint32_t tag;  /* as in fp_item */
+} fp_block_item;
+
+typedef struct {  /* FRAGMENT item: then `bytes` of data, padded to 8 */
+  uint64_t total; /* bytes of the whole item */
+  uint64_t at;    /* where this piece begins */
+  uint64_t sum;   /* PICKLE: checksum of the whole */
+  uint32_t bytes; /* of this piece */
+  uint16_t kind;  /* STR, BYTES, PICKLE, ERROR */
+  uint16_t tag;
+} fp_fragment;
+
+/* ------------------------------------------------------------------ arena */
+
+enum { FP_BLOCK_FREE = 1, FP_BLOCK_USED = 2 };
+
+typedef struct {
+  _Alignas(FP_LINE_BYTES) _Atomic uint64_t size; /* heap's owner: header and data */
+  _Atomic uint32_t state;                        /* owner: FREE→USED; holder: USED→FREE */
+  uint32_t guard;                                /* owner: tells a header from data */
+  uint64_t asked;                                /* owner: bytes the user asked for */
+  uint64_t dirty;                                /* owner: bytes from the start whose pages are ours */
+} fp_block;
+
+typedef struct {                                /* the heap's owner */
+  _Alignas(FP_LINE_BYTES) _Atomic uint64_t top; /* offset in the segment: blocks lie below it */
+  _Atomic uint64_t charged;                     /* bytes counted against the cap */
+  uint64_t start;                               /* constant */
+  uint64_t end;                                 /* constant */
+} fp_heap;
+
+typedef struct { /* constant after the segment is made, by the parent */
+  _Alignas(FP_LINE_BYTES) uint64_t magic;
+  uint64_t bytes;      /* reserved */
+  uint64_t cap;        /* bytes that heaps may use together */
+  uint32_t lanes;      /* workers; heap number `lanes` is the parent's */
+  uint32_t fence_each; /* no process-wide barrier here: workers fence after each commit */
+  uint64_t ring_bytes; /* of each lane, a power of two */
+  uint64_t lines_at;   /* offsets of the arrays below */
+  uint64_t lanes_at;
+  uint64_t heaps_at;
+  uint64_t feed_at;
+  uint64_t rings_at;
+  _Alignas(FP_LINE_BYTES) fp_gate gate;
+  fp_job job;
+  fp_bell bell; /* the parent's */
+} fp_segment;
+
+static inline void *fp_at(const fp_segment *segment, uint64_t offset) {
+  return (void *)((unsigned char *)(uintptr_t)segment + offset);
+}
+static inline fp_line *fp_line_of(const fp_segment *segment, uint32_t worker) {
+  return (fp_line *)fp_at(segment, segment->lines_at) + worker;
+}
+static inline fp_lane *fp_lane_of(const fp_segment *segment, uint32_t worker) {
+  return (fp_lane *)fp_at(segment, segment->lanes_at) + worker;
+}
+static inline fp_heap *fp_heap_of(const fp_segment *segment, uint32_t owner) {
+  return (fp_heap *)fp_at(segment, segment->heaps_at) + owner;
+}
+static inline fp_feed_slot *fp_feed_of(const fp_segment *segment, uint64_t chunk) {
+  return (fp_feed_slot *)fp_at(segment, segment->feed_at) + chunk % FP_FEED_SLOTS;
+}
+static inline unsigned char *fp_ring_of(const fp_segment *segment, uint32_t worker) {
+  return (unsigned char *)fp_at(segment, segment->rings_at + worker * segment->ring_bytes);
+}
+
+static inline uint64_t fp_align(uint64_t bytes, uint64_t to) { return (bytes + to - 1) & ~(to - 1); }
+
+_Static_assert(sizeof(fp_record) == 32, "a record's header is half a cache line");
+_Static_assert(sizeof(fp_item) == 8 && sizeof(fp_block_item) == 32 && sizeof(fp_fragment) == 32,
+               "item headers");
+_Static_assert(sizeof(fp_block) == FP_LINE_BYTES, "block data is aligned to a cache line");
+_Static_assert(sizeof(fp_bell) == FP_LINE_BYTES && sizeof(fp_gate) == FP_LINE_BYTES, "one writer a line");
+_Static_assert(offsetof(fp_lane, tail) == FP_LINE_BYTES, "the parent's line of a lane is its own");
+_Static_assert(offsetof(fp_job, avail) % FP_LINE_BYTES == 0, "avail changes while parameters do not");
+_Static_assert(FP_INDEX_BITS + FP_COUNT_BITS + 2 == 64, "line.claim packs first, count and state");
+_Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && ATOMIC_INT_LOCK_FREE == 2, "shared words must be lock-free");
+
+#endif

@@ -1,0 +1,99 @@
+/* The platform: every system call of the C core is in platform.c, and nowhere else.
+ *
+ * Linux gives memfd, eventfd, pidfd, membarrier and SIGIO with a chosen signal. Each has a POSIX way round
+ * it, taken at run time where the kernel refuses, and always when compiled with -DFP_POSIX:
+ *   memfd → shm_open + shm_unlink;  eventfd → pipe;  pidfd → a pipe whose write end the worker holds;
+ *   membarrier → a fence after every commit;  F_SETSIG → a thread in the worker that reads the owner pipe.
+ * All descriptors are close-on-exec. Functions return 0 or a descriptor, or an errno negated. */
+#ifndef FP_PLATFORM_H
+#define FP_PLATFORM_H
+
+#include <stdint.h>
+
+/* Test hook: from now on this process (and its forks) behaves as if the kernel refused these. Nothing is
+ * refused at first; without effect under -DFP_POSIX, which has none of them. */
+enum {
+  FP_REFUSE_MEMFD = 1, /* memfd_create, and punching holes with MADV_REMOVE */
+  FP_REFUSE_EVENTFD = 2,
+  FP_REFUSE_PIDFD = 4,
+  FP_REFUSE_SIGIO = 8, /* reopening the owner pipe for a signal of its own */
+  FP_REFUSE_BARRIER = 16,
+};
+void fp_platform_refuse(unsigned mask);
+
+/* Memory without a name in the file system. */
+int fp_memory_create(uint64_t bytes);
+int fp_memory_map(int fd, uint64_t bytes, void **address); /* shared, read-write, not in core dumps */
+int fp_memory_unmap(void *address, uint64_t bytes);
+void fp_memory_close(int fd);
+/* The longest fp_memory_create may be asked for: beyond RLIMIT_FSIZE the kernel answers with a signal, not an error. */
+uint64_t fp_memory_largest(void);
+/* Pages wholly inside [address, address + bytes) of a shared mapping go back to the system and read as zero. */
+int fp_memory_give_back(void *address, uint64_t bytes);
+uint64_t fp_page_bytes(void);
+
+/* A descriptor that becomes readable when rung and stays so until drained. */
+typedef struct {
+  int read_fd;
+  int write_fd; /* the same descriptor for an eventfd */
+} fp_event;
+int fp_event_open(fp_event *event);
+void fp_event_close(fp_event *event);
+void fp_event_ring(const fp_event *event); /* async-signal-safe, never blocks */
+void fp_event_drain(const fp_event *event);
+
+/* Wait until one of the descriptors (-1: ignored) is readable or closed, or the time is over (timeout_ns < 0:
+ * never). ready[i] is set to 1 or 0. Returns the number ready, 0 after the time, -EINTR on a signal. */
+int fp_poll(const int *fds, int *ready, int n, int64_t timeout_ns);
+
+/* A handle that becomes readable when a child process has ended.
+ * Protocol: fp_watch_prepare before fork; fp_watch_parent in the parent, fp_watch_child in the child after
+ * it. The parent's handle is watch->fd, closed with fp_watch_close. */
+typedef struct {
+  int fd;      /* readable when the process has ended; -1: none */
+  int life_fd; /* POSIX way: write end, held by the child alone; -1 otherwise */
+} fp_watch;
+int fp_watch_prepare(fp_watch *watch);
+int fp_watch_parent(fp_watch *watch, int pid);
+void fp_watch_child(fp_watch *watch);
+void fp_watch_close(fp_watch *watch);
+
+/* The owner pipe: its write end is held by the owner alone (forks close it by an atfork handler), so its
+ * read end tells everybody else when the owner is gone. */
+typedef struct {
+  int read_fd;
+  int write_fd;
+} fp_owner;
+int fp_owner_open(fp_owner *owner);
+void fp_owner_close(fp_owner *owner);
+/* In a worker: from now on this process is killed with SIGKILL when the owner is gone, in whatever state it
+ * is; at once if it is gone already. Replaces owner->read_fd by a description of its own. */
+int fp_owner_follow(fp_owner *owner);
+
+/* A full fence on every core that runs a process which registered. */
+int fp_barrier_available(void); /* 1 or 0; the same answer for the life of the process */
+int fp_barrier_register(void);  /* each worker, at its start */
+int fp_barrier_all(void);       /* the parent */
+
+uint64_t fp_now_ns(void); /* CLOCK_MONOTONIC */
+void fp_yield(void);
+int fp_fork(void); /* fork(2), or an errno negated */
+
+/* A full fence of this core. */
+static inline void fp_fence(void) {
+#ifdef __SANITIZE_THREAD__ /* TSan does not know fences */
+  uint64_t here = 0;
+  __atomic_fetch_add(&here, 1, __ATOMIC_SEQ_CST);
+#else
+  __atomic_thread_fence(__ATOMIC_SEQ_CST);
+#endif
+}
+static inline void fp_relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+#endif

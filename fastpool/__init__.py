@@ -1,0 +1,29 @@
+"""fastpool: a worker pool whose own cost is close to nothing.
+
+>>> from fastpool import WorkerPool
+>>> with WorkerPool(n_jobs=2) as pool:
+...     pool.map(abs, [-1, 2, -3])
+[1, 2, 3]
+"""
+
+from fastpool.errors import (
+    DamagedMemoryError,
+    FastpoolError,
+    RemoteError,
+    SerializationError,
+    WorkerDiedError,
+)
+from fastpool.machine import cpu_count
+from fastpool.pool import WorkerPool
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DamagedMemoryError",
+    "FastpoolError",
+    "RemoteError",
+    "SerializationError",
+    "WorkerDiedError",
+    "WorkerPool",
+    "cpu_count",
+]

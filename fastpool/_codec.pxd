@@ -1,0 +1,45 @@
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from fastpool._native cimport Segment, fp_item, fp_view, fp_writer
+
+cdef enum:
+    RUN_BYTES = 16384  # payload that a new record asks for; the rest of it goes back when it is closed
+
+
+cdef class Encoder:
+    """Turns objects into items of typed records. Where the records go is the subclass's."""
+    cdef Segment segment
+    cdef fp_writer writer
+    cdef int kind          # of the open record, -1: none
+    cdef uint8_t phase
+    cdef uint64_t job
+    cdef uint64_t number   # of the task whose item comes next
+    cdef uint64_t large    # items of more bytes do not go into records
+    cdef object dumps
+
+    cdef int put(self, object value) except -1
+    cdef int put_error(self, bytes payload) except -1
+    cdef void close(self) noexcept
+    cdef unsigned char *room(self, int kind, uint64_t need) except NULL
+    cdef int commit(self, unsigned char *at) except -1
+    cdef int put_data(self, int kind, uint32_t tag, const void *data, uint64_t size, object keep) except -1
+    # the subclass's part
+    cdef int open(self, int kind, uint32_t need, uint32_t want) except -1
+    cdef int put_large(self, int kind, uint32_t tag, const void *data, uint64_t size, uint64_t total,
+                       object keep) except -1
+    cdef int wanted(self) except -1
+
+
+cdef class Decoder:
+    """Turns items back into objects; puts items together that came in fragments."""
+    cdef Segment segment
+    cdef uint32_t heap     # whose large blocks the items may name
+    cdef object loads
+    cdef bytearray pieces  # of an item that has begun to come in fragments, or None
+    cdef int pieces_kind   # kind of the item that the last fragment completed
+
+    cdef object item(self, int kind, const unsigned char **at, const unsigned char *end)
+    cdef object fragment(self, const unsigned char **at, const unsigned char *end)
+    cdef object of_data(self, int kind, uint32_t tag, uint64_t total, const unsigned char *data, uint64_t size)
+
+cdef object INCOMPLETE  # what Decoder.fragment returns while pieces are missing

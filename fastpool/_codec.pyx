@@ -1,0 +1,221 @@
+"""Objects to items of records and back (csrc/README.md, "Records").
+
+int64, float64, bool, None, str and bytes have a kind of their own, in which they come back as exactly what they were
+(subclasses do not: they, and everything else, are pickled with protocol 5, one pickle an item).
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_FromDouble
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from cpython.object cimport PyTypeObject
+from cpython.ref cimport Py_TYPE
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+import pickle
+
+from fastpool._native cimport (
+    FP_KIND_BLOCK, FP_KIND_BOOL, FP_KIND_BYTES, FP_KIND_ERROR, FP_KIND_FLOAT64, FP_KIND_FRAGMENT, FP_KIND_INT64,
+    FP_KIND_NONE, FP_KIND_PICKLE, FP_KIND_STR,
+    Segment, block_check, check, fp_align, fp_at, fp_block_item, fp_checksum, fp_fragment, fp_item,
+    fp_summed, fp_writer_commit, writer_close,
+)
+from fastpool.errors import DamagedMemoryError
+
+cdef extern from "Python.h":
+    PyTypeObject PyLong_Type
+    PyTypeObject PyFloat_Type
+    PyTypeObject PyBool_Type
+    PyTypeObject PyUnicode_Type
+    PyTypeObject PyBytes_Type
+    long long PyLong_AsLongLongAndOverflow(object value, int *overflow) except? -1
+    object PyLong_FromLongLong(long long value)
+    object PyUnicode_FromKindAndData(int kind, const void *data, Py_ssize_t size)
+    int PyUnicode_KIND(object text)
+    void *PyUnicode_DATA(object text)
+    Py_ssize_t PyUnicode_GET_LENGTH(object text)
+    int PyBUF_READ
+
+INCOMPLETE = object()
+
+
+cdef class Encoder:
+    def __cinit__(self):
+        self.kind = -1
+        self.dumps = pickle.dumps
+
+    cdef int put(self, object value) except -1:
+        """Append a value as the next item and commit it."""
+        cdef PyTypeObject *kind = Py_TYPE(value)
+        cdef unsigned char *at
+        cdef long long integer
+        cdef int overflow = 0
+        cdef int width
+        if kind == &PyLong_Type:
+            integer = PyLong_AsLongLongAndOverflow(value, &overflow)
+            if overflow == 0:
+                at = self.room(FP_KIND_INT64, 8)
+                (<int64_t *>at)[0] = integer
+                return self.commit(at + 8)
+        elif kind == &PyFloat_Type:
+            at = self.room(FP_KIND_FLOAT64, 8)
+            (<double *>at)[0] = PyFloat_AS_DOUBLE(value)
+            return self.commit(at + 8)
+        elif value is None:
+            at = self.room(FP_KIND_NONE, 0)
+            return self.commit(at)
+        elif kind == &PyBool_Type:
+            at = self.room(FP_KIND_BOOL, 1)
+            at[0] = value is True
+            return self.commit(at + 1)
+        elif kind == &PyUnicode_Type:
+            width = PyUnicode_KIND(value)
+            return self.put_data(FP_KIND_STR, width, PyUnicode_DATA(value),
+                                 <uint64_t>PyUnicode_GET_LENGTH(value) * width, value)
+        elif kind == &PyBytes_Type:
+            return self.put_data(FP_KIND_BYTES, 0, PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value), value)
+        cdef bytes pickled = self.dumps(value, 5)
+        return self.put_data(FP_KIND_PICKLE, FP_KIND_PICKLE, PyBytes_AS_STRING(pickled), PyBytes_GET_SIZE(pickled),
+                             pickled)
+
+    cdef int put_error(self, bytes payload) except -1:
+        """Append a pickled description of an exception."""
+        return self.put_data(FP_KIND_ERROR, FP_KIND_PICKLE, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload),
+                             payload)
+
+    cdef int put_data(self, int kind, uint32_t tag, const void *data, uint64_t size, object keep) except -1:
+        cdef uint64_t head = sizeof(fp_item)
+        cdef bint summed = tag == FP_KIND_PICKLE
+        if summed:
+            head += sizeof(fp_summed)
+        cdef uint64_t total = head + fp_align(size, 8)
+        if total > self.large:
+            return self.put_large(kind, tag, data, size, total, keep)
+        cdef unsigned char *at = self.room(kind, total)
+        (<fp_item *>at).bytes = <uint32_t>size
+        (<fp_item *>at).tag = tag
+        if summed:
+            (<fp_summed *>(at + sizeof(fp_item))).sum = fp_checksum(data, size)
+        memcpy(at + head, data, size)
+        return self.commit(at + total)
+
+    cdef unsigned char *room(self, int kind, uint64_t need) except NULL:
+        """Where the next item of `kind` goes, with `need` bytes of room."""
+        if kind == self.kind and <uint64_t>(self.writer.end - self.writer.at) >= need:
+            return self.writer.at
+        self.close()
+        self.open(kind, <uint32_t>need, RUN_BYTES if need < RUN_BYTES else <uint32_t>need)
+        self.kind = kind
+        return self.writer.at
+
+    cdef int commit(self, unsigned char *at) except -1:
+        self.number += 1
+        if fp_writer_commit(&self.writer, at):
+            return self.wanted()
+        return 0
+
+    cdef void close(self) noexcept:
+        """Close the open record, if any."""
+        if self.kind >= 0:
+            self.kind = -1
+            writer_close(&self.writer)
+
+    cdef int open(self, int kind, uint32_t need, uint32_t want) except -1:
+        raise TypeError("an Encoder without a place for its records")
+
+    cdef int put_large(self, int kind, uint32_t tag, const void *data, uint64_t size, uint64_t total,
+                       object keep) except -1:
+        raise TypeError("an Encoder without a place for its large items")
+
+    cdef int wanted(self) except -1:
+        return 0
+
+
+cdef class Decoder:
+    def __cinit__(self, Segment segment, uint32_t heap):
+        self.segment = segment
+        self.heap = heap
+        self.loads = pickle.loads
+        self.pieces = None
+
+    cdef object item(self, int kind, const unsigned char **at, const unsigned char *end):
+        """The object whose item begins at `at`, which moves on. Never reads at or beyond `end`."""
+        cdef uint64_t left = <uint64_t>(end - at[0])
+        cdef const unsigned char *here = at[0]
+        cdef fp_item head
+        cdef fp_summed summed
+        cdef fp_block_item block
+        cdef uint64_t total
+        if kind == FP_KIND_INT64:
+            demand(left, 8)
+            at[0] = here + 8
+            return PyLong_FromLongLong((<const int64_t *>here)[0])
+        if kind == FP_KIND_FLOAT64:
+            demand(left, 8)
+            at[0] = here + 8
+            return PyFloat_FromDouble((<const double *>here)[0])
+        if kind == FP_KIND_NONE:
+            return None
+        if kind == FP_KIND_BOOL:
+            demand(left, 1)
+            at[0] = here + 1
+            return here[0] != 0
+        if kind == FP_KIND_BLOCK:
+            demand(left, sizeof(fp_block_item))
+            memcpy(&block, here, sizeof(fp_block_item))
+            at[0] = here + sizeof(fp_block_item)
+            if not block_check(self.segment.at, self.heap, block.offset, block.bytes):
+                raise DamagedMemoryError("an item names a large block that is not there")
+            return self.of_data(block.kind, block.tag, block.sum,
+                                <const unsigned char *>fp_at(self.segment.at, block.offset), block.bytes)
+        demand(left, sizeof(fp_item))
+        memcpy(&head, here, sizeof(fp_item))
+        here += sizeof(fp_item)
+        total = sizeof(fp_item) + fp_align(head.bytes, 8)
+        summed.sum = 0
+        if kind == FP_KIND_PICKLE or kind == FP_KIND_ERROR:
+            total += sizeof(fp_summed)
+            demand(left, sizeof(fp_item) + sizeof(fp_summed))
+            memcpy(&summed, here, sizeof(fp_summed))
+            here += sizeof(fp_summed)
+        demand(left, total)
+        at[0] += total
+        return self.of_data(kind, head.tag, summed.sum, here, head.bytes)
+
+    cdef object of_data(self, int kind, uint32_t tag, uint64_t total, const unsigned char *data, uint64_t size):
+        if kind == FP_KIND_PICKLE or kind == FP_KIND_ERROR:
+            if fp_checksum(data, size) != total:
+                raise DamagedMemoryError("the bytes of a pickled item do not have their checksum")
+            return self.loads(PyMemoryView_FromMemory(<char *>data, size, PyBUF_READ))
+        if kind == FP_KIND_BYTES:
+            return PyBytes_FromStringAndSize(<const char *>data, size)
+        if kind == FP_KIND_STR:
+            if tag in (1, 2, 4) and size % tag == 0:
+                return PyUnicode_FromKindAndData(tag, data, size // tag)
+        raise DamagedMemoryError(f"an item of unknown kind {kind} or width {tag}")
+
+    cdef object fragment(self, const unsigned char **at, const unsigned char *end):
+        """Take one piece; the object if it was the last, INCOMPLETE otherwise."""
+        cdef fp_fragment head
+        demand(<uint64_t>(end - at[0]), sizeof(fp_fragment))
+        memcpy(&head, at[0], sizeof(fp_fragment))
+        cdef const unsigned char *data = at[0] + sizeof(fp_fragment)
+        demand(<uint64_t>(end - data), fp_align(head.bytes, 8))
+        at[0] = data + fp_align(head.bytes, 8)
+        if head.at == 0:
+            self.pieces = bytearray()
+        if self.pieces is None or <uint64_t>len(self.pieces) != head.at or head.at + head.bytes > head.total:
+            raise DamagedMemoryError("the pieces of a large item do not fit together")
+        self.pieces += PyMemoryView_FromMemory(<char *>data, head.bytes, PyBUF_READ)
+        if head.at + head.bytes < head.total:
+            return INCOMPLETE
+        cdef bytearray whole = self.pieces
+        self.pieces = None
+        self.pieces_kind = head.kind
+        return self.of_data(head.kind, head.tag, head.sum, <unsigned char *><char *>whole, head.total)
+
+
+cdef inline int demand(uint64_t left, uint64_t need) except -1:
+    if left < need:
+        raise DamagedMemoryError("an item is longer than the record that holds it")
+    return 0

@@ -1,0 +1,293 @@
+"""The parent's loop: collect, check, decode, put in order, while workers go on."""
+
+from cpython.list cimport PyList_GET_SIZE, PyList_New
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+
+from fastpool._codec cimport INCOMPLETE, Decoder
+from fastpool._feed cimport Feed
+from fastpool._native cimport (
+    FP_IDLE, FP_KIND_BLOCK, FP_KIND_BOOL, FP_KIND_ERROR, FP_KIND_FLOAT64, FP_KIND_FRAGMENT, FP_KIND_INT64,
+    FP_KIND_NONE, FP_NEVER, FP_PHASE_EXIT, FP_PHASE_INIT, FP_PHASE_TASK, FP_WAIT_HANDLE, FP_WAIT_READY,
+    Segment, block_free, check, fp_block_item, fp_lane, fp_lane_of, fp_line, fp_line_of, fp_reader, fp_segment, fp_view,
+    lane_reset, load, peek, poke, reader_attach, reader_look, reader_take, store,
+)
+from fastpool.errors import DamagedMemoryError, FastpoolError, SerializationError
+
+cdef extern from "Python.h":
+    PyObject *PyList_GET_ITEM(object list, Py_ssize_t index)
+    void PyList_SET_ITEM(object list, Py_ssize_t index, PyObject *value)
+    int PyList_SetSlice(object list, Py_ssize_t low, Py_ssize_t high, PyObject *items) except -1
+    PyObject *PyLong_FromLongLong(long long value) except NULL
+    PyObject *PyFloat_FromDouble(double value) except NULL
+    void PyObject_GC_Track(PyObject *value)
+    void PyObject_GC_UnTrack(PyObject *value)
+    void Py_DECREF(PyObject *value)
+
+cdef struct Watch:  # what the parent's sleep looks at
+    const fp_segment *segment
+    uint32_t *news     # of each line, as last seen
+    uint64_t *wake_at  # of each lane, as last set
+
+cdef int has_news(void *context) noexcept nogil:
+    cdef Watch *watch = <Watch *>context
+    cdef uint32_t worker
+    for worker in range(watch.segment.lanes):
+        if load(fp_lane_of(watch.segment, worker).committed) >= watch.wake_at[worker]:
+            return 1
+        if load(fp_line_of(watch.segment, worker).news) != watch.news[worker]:
+            return 1
+    return 0
+
+
+cdef enum:
+    VIEWS_A_PASS = 64  # of one lane, before the caller's thread looks at signals and other lanes
+
+
+cdef class Collector:
+    """Reads every lane of a segment, decodes what was committed, and places results by task number.
+
+    A list of results is made with empty places, and is invisible to the garbage collector (and so to everybody) until
+    it is whole.
+
+    Parameters
+    ----------
+    segment : Segment
+    """
+    cdef Segment segment
+    cdef fp_reader *readers
+    cdef Watch watch
+    cdef list decoders
+    cdef object results        # the list that is being filled, or None
+    cdef Feed feed
+    cdef uint8_t job           # low bits of the current job's number
+    cdef readonly uint64_t collected  # tasks of the current job
+    cdef readonly list failures       # (worker, phase, task or None, payload) of exceptions, in order of arrival
+    cdef readonly list exits          # results of exit functions, in order of arrival
+
+    def __cinit__(self, Segment segment):
+        cdef int i
+        self.segment = segment
+        self.readers = <fp_reader *>calloc(segment.lanes, sizeof(fp_reader))
+        self.watch.segment = segment.at
+        self.watch.news = <uint32_t *>calloc(segment.lanes, sizeof(uint32_t))
+        self.watch.wake_at = <uint64_t *>calloc(segment.lanes, sizeof(uint64_t))
+        if self.readers is NULL or self.watch.news is NULL or self.watch.wake_at is NULL:
+            raise MemoryError("fastpool: no memory to collect results with")
+        self.decoders = [Decoder(segment, i) for i in range(segment.lanes)]
+        for i in range(segment.lanes):
+            reader_attach(&self.readers[i], segment.at, i)
+        self.failures = []
+        self.exits = []
+
+    def __dealloc__(self):
+        free(self.readers)
+        free(self.watch.news)
+        free(self.watch.wake_at)
+
+    # ------------------------------------------------------------ the list of results
+
+    def begin(self, uint64_t number, size, Feed feed) -> None:
+        """Collect for job `number`, into a list of `size` places (0: the list grows with :meth:`expect`)."""
+        self.job = number & 0xFF
+        self.feed = feed
+        self.collected = 0
+        self.failures.clear()
+        self.results = PyList_New(size)
+        PyObject_GC_UnTrack(<PyObject *>self.results)
+
+    def expect(self, uint64_t tasks) -> None:
+        """The input has at least this many tasks: make places for their results."""
+        cdef Py_ssize_t size = PyList_GET_SIZE(self.results)
+        if tasks > <uint64_t>size:
+            self.results.extend([INCOMPLETE] * (tasks - size))
+
+    def finish(self, uint64_t tasks) -> list:
+        """Take the list, which has results of tasks 0 … tasks - 1."""
+        cdef object results = self.results
+        if <uint64_t>PyList_GET_SIZE(results) > tasks:
+            PyList_SetSlice(results, tasks, PyList_GET_SIZE(results), NULL)
+        self.results = None
+        self.feed = None
+        PyObject_GC_Track(<PyObject *>results)
+        return results
+
+    def abandon(self) -> None:
+        """Drop the results collected so far."""
+        self.results = None
+        self.feed = None
+
+    def missing(self, uint64_t first, uint64_t count) -> range:
+        """Of tasks first … first + count - 1, which a worker ran in this order, those without a result."""
+        cdef uint64_t task = first
+        cdef PyObject *there
+        while task < first + count and self.results is not None and task < <uint64_t>PyList_GET_SIZE(self.results):
+            there = PyList_GET_ITEM(self.results, task)
+            if there is NULL or there is <PyObject *>INCOMPLETE:
+                break
+            task += 1
+        return range(task, first + count)
+
+    cdef int place(self, uint64_t task, PyObject *value) except -1:
+        """Put a result (its reference is taken over) where it belongs."""
+        cdef PyObject *there
+        if task >= <uint64_t>PyList_GET_SIZE(self.results):
+            Py_DECREF(value)
+            raise DamagedMemoryError("a result of a task that was not handed out")
+        there = PyList_GET_ITEM(self.results, task)
+        if there is not NULL:
+            if there is not <PyObject *>INCOMPLETE:
+                Py_DECREF(value)
+                raise DamagedMemoryError(f"a second result of task {task}")
+            Py_DECREF(there)
+        PyList_SET_ITEM(self.results, task, value)
+        return 0
+
+    # ------------------------------------------------------------ collecting
+
+    def collect(self) -> bool:
+        """Take what is committed in every lane. Returns whether there was anything."""
+        cdef int worker
+        cdef bint any = False
+        for worker in range(self.segment.lanes):
+            self.watch.news[worker] = load(fp_line_of(self.segment.at, worker).news)
+            if self.collect_lane(worker):
+                any = True
+        return any
+
+    def drain(self, int worker) -> None:
+        """Take everything from the lane of a worker that writes no more."""
+        while self.collect_lane(worker):
+            pass
+
+    cdef bint collect_lane(self, uint32_t worker) except -1:
+        cdef fp_reader *reader = &self.readers[worker]
+        cdef fp_view view
+        cdef int passes = 0
+        cdef int found
+        while passes < VIEWS_A_PASS:
+            found = check(reader_look(reader, &view), f"the results of worker {worker}")
+            if found == 0:
+                break
+            self.take(worker, reader, &view)
+            passes += 1
+        if passes and load(fp_line_of(self.segment.at, worker).state) != FP_IDLE:
+            self.segment.ring_worker(worker)  # it may wait for room
+        return passes > 0
+
+    cdef int take(self, uint32_t worker, fp_reader *reader, fp_view *view) except -1:
+        """Decode the items of a view and release them."""
+        cdef const unsigned char *at = view.at
+        cdef uint32_t count = view.count
+        if view.phase != FP_PHASE_TASK or view.kind == FP_KIND_ERROR or view.kind == FP_KIND_FRAGMENT \
+                or view.kind == FP_KIND_BLOCK:
+            self.take_one(worker, view, &at)
+            count = 1
+        else:
+            if view.job != self.job:
+                raise DamagedMemoryError("a result of a job that is over")
+            self.take_run(worker, view, &at)
+            self.collected += count
+            if self.feed is not None:
+                self.feed.collected(view.first, count)
+        check(reader_take(reader, count, <uint32_t>(at - view.at)), f"the results of worker {worker}")
+        return 0
+
+    cdef int take_run(self, uint32_t worker, fp_view *view, const unsigned char **at) except -1:
+        """All of a view: results of consecutive tasks."""
+        cdef uint64_t task = view.first
+        cdef uint64_t end = task + view.count
+        cdef const unsigned char *here = at[0]
+        cdef Decoder decoder = <Decoder>self.decoders[worker]
+        cdef object value
+        if view.kind == FP_KIND_INT64 and <uint64_t>(view.end - here) >= 8 * <uint64_t>view.count:
+            while task < end:
+                self.place(task, PyLong_FromLongLong((<const int64_t *>here)[0]))
+                here += 8
+                task += 1
+        elif view.kind == FP_KIND_FLOAT64 and <uint64_t>(view.end - here) >= 8 * <uint64_t>view.count:
+            while task < end:
+                self.place(task, PyFloat_FromDouble((<const double *>here)[0]))
+                here += 8
+                task += 1
+        else:
+            while task < end:
+                value = self.decode(decoder, worker, view.kind, &here, view.end, "result", task)
+                Py_INCREF(value)
+                self.place(task, <PyObject *>value)
+                task += 1
+        at[0] = here
+        return 0
+
+    cdef int take_one(self, uint32_t worker, fp_view *view, const unsigned char **at) except -1:
+        """One item that is an exception, an exit result, large, or a piece of something larger."""
+        cdef Decoder decoder = <Decoder>self.decoders[worker]
+        cdef fp_block_item *block = <fp_block_item *>at[0]
+        cdef uint8_t phase = view.phase
+        cdef int kind = view.kind
+        cdef str what = "result" if phase == FP_PHASE_TASK else "exit result"
+        cdef object value = self.decode(decoder, worker, kind, at, view.end, what, view.first)
+        if value is INCOMPLETE:
+            return 0
+        if kind == FP_KIND_BLOCK:
+            kind = block.kind
+            check(block_free(self.segment.at, block.offset), f"a large block of worker {worker}")
+        elif kind == FP_KIND_FRAGMENT:
+            kind = decoder.pieces_kind
+        if kind == FP_KIND_ERROR:
+            self.failures.append((worker, phase, view.first if phase == FP_PHASE_TASK else None, value))
+        elif phase == FP_PHASE_EXIT:
+            self.exits.append(value)
+        elif phase == FP_PHASE_TASK:
+            if view.job != self.job:
+                raise DamagedMemoryError("a result of a job that is over")
+            Py_INCREF(value)
+            self.place(view.first, <PyObject *>value)
+            self.collected += 1
+            if self.feed is not None:
+                self.feed.collected(view.first, 1)
+        else:
+            raise DamagedMemoryError("a result in a phase that has none")
+        return 0
+
+    cdef object decode(self, Decoder decoder, uint32_t worker, int kind, const unsigned char **at,
+                       const unsigned char *end, str what, uint64_t task):
+        try:
+            if kind == FP_KIND_FRAGMENT:
+                return decoder.fragment(at, end)
+            return decoder.item(kind, at, end)
+        except FastpoolError:
+            raise
+        except Exception as error:
+            raise SerializationError(what, task if what == "result" else None, None,
+                                     f"unpickling what worker {worker} sent failed with "
+                                     f"{type(error).__qualname__}: {error}") from error
+
+    # ------------------------------------------------------------ lanes
+
+    def reset(self, int worker) -> None:
+        """Empty a lane whose worker is gone (or will write no more), for its successor."""
+        lane_reset(&self.readers[worker])
+        self.decoders[worker] = Decoder(self.segment, worker)
+        self.watch.news[worker] = 0
+
+    # ------------------------------------------------------------ waiting
+
+    def wait(self, uint64_t grain, deadline_ns=None) -> bool:
+        """Sleep until some worker has `grain` more results, or brings news, or a worker's process ends.
+
+        Returns whether a process ended (``segment.ended()`` says whose).
+        """
+        cdef int worker
+        cdef int why
+        for worker in range(self.segment.lanes):
+            self.watch.wake_at[worker] = self.readers[worker].taken + grain
+            poke(fp_lane_of(self.segment.at, worker).wake_at, self.watch.wake_at[worker])
+        try:
+            why = self.segment.wait_as_parent(has_news, &self.watch, FP_NEVER if deadline_ns is None else deadline_ns)
+        finally:
+            for worker in range(self.segment.lanes):
+                poke(fp_lane_of(self.segment.at, worker).wake_at, FP_NEVER)
+        return why == FP_WAIT_HANDLE

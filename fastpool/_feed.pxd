@@ -1,0 +1,34 @@
+from libc.stdint cimport uint64_t
+
+from fastpool._codec cimport Encoder
+from fastpool._native cimport Segment, fp_lane
+
+
+cdef class BufferEncoder(Encoder):
+    """Encodes into private memory that grows."""
+    cdef fp_lane lane
+    cdef list blobs  # items too large for a record: (position of the item, address, bytes, object that owns them)
+    cdef uint64_t blob_bytes
+
+    cdef int clear(self) except -1
+
+
+cdef class Feed:
+    """Input that the parent iterates, encodes in chunks and hands to whoever claims them."""
+    cdef Segment segment
+    cdef BufferEncoder encoder
+    cdef object iterator
+    cdef bint quick                   # no code of the user's runs between elements
+    cdef readonly uint64_t tasks      # taken from the iterator so far
+    cdef readonly bint exhausted      # the iterator has ended or the limit is reached
+    cdef readonly uint64_t published  # chunks
+    cdef uint64_t limit
+    cdef uint64_t pending             # tasks encoded but not yet published
+    cdef uint64_t oldest              # chunk: all before it are collected
+    cdef uint64_t *first              # by chunk, modulo FP_FEED_SLOTS
+    cdef uint64_t *left               # tasks of the chunk that are not collected
+    cdef list blocks                  # offsets of the blocks the chunk lies in
+
+    cdef bint _place(self, const void *data, uint64_t size, uint64_t *offset, list blocks) except? True
+    cdef int _free(self, list blocks) except -1
+    cdef int collected(self, uint64_t first, uint64_t count) except -1

@@ -1,0 +1,233 @@
+"""Input that is no range: iterated in the parent, encoded in chunks, published for workers to claim.
+
+A chunk lies in one block of the parent's heap (its large items in one more each) until every task of it is collected,
+so that another worker can run what a dead one left.
+"""
+
+from cpython.object cimport PyObject
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memcpy
+
+from fastpool._native cimport (
+    FP_FEED_SLOTS, FP_FULL, FP_KIND_BLOCK, FP_KIND_PICKLE, FP_NEVER, FP_PHASE_TASK,
+    Segment, block_free, check, fp_at, fp_block_item, fp_checksum, fp_feed_of, fp_feed_slot, heap_alloc, now_ns, poke, store,
+    writer_open,
+)
+from fastpool.errors import DamagedMemoryError, SerializationError
+
+cdef extern from "Python.h":
+    PyObject *PyIter_Next(object iterator) except? NULL
+    void Py_DECREF(PyObject *value)
+
+cdef enum:
+    BUFFER_BYTES = 1 << 18
+    LARGE_BYTES = 1 << 16  # a quarter of the buffer always fits
+
+
+cdef class BufferEncoder(Encoder):
+    def __cinit__(self, Segment segment):
+        self.segment = segment
+        self.large = LARGE_BYTES
+        self.phase = FP_PHASE_TASK
+        self.blobs = []
+        self.writer.ring = <unsigned char *>calloc(1, BUFFER_BYTES)
+        if self.writer.ring is NULL:
+            raise MemoryError("fastpool: no memory to encode input in")
+        self.writer.ring_bytes = BUFFER_BYTES
+        self.writer.lane = &self.lane
+        poke(self.lane.wake_at, FP_NEVER)
+
+    def __dealloc__(self):
+        free(self.writer.ring)
+
+    cdef int clear(self) except -1:
+        """Empty the buffer for the next chunk; give memory back that an unusually large one took."""
+        cdef void *smaller
+        self.close()
+        self.blobs.clear()
+        self.blob_bytes = 0
+        self.writer.position = 0
+        self.writer.committed = 0
+        store(self.lane.head, 0)
+        store(self.lane.committed, 0)
+        if self.writer.ring_bytes > 16 * BUFFER_BYTES:
+            smaller = realloc(self.writer.ring, BUFFER_BYTES)
+            if smaller is not NULL:
+                self.writer.ring = <unsigned char *>smaller
+                self.writer.ring_bytes = BUFFER_BYTES
+        return 0
+
+    cdef int open(self, int kind, uint32_t need, uint32_t want) except -1:
+        """Open a record, growing first so that the buffer's end (where a ring would wrap) is never reached."""
+        cdef uint64_t size = self.writer.ring_bytes
+        cdef void *larger
+        while size - self.writer.position < 2 * LARGE_BYTES:
+            size *= 2
+        if size > self.writer.ring_bytes:
+            larger = realloc(self.writer.ring, size)
+            if larger is NULL:
+                raise MemoryError(f"fastpool: no memory to encode a chunk of {size} bytes of input")
+            self.writer.ring = <unsigned char *>larger
+            self.writer.ring_bytes = size
+        check(writer_open(&self.writer, kind, self.phase, self.job, self.number, need, want), "cannot open a record")
+        return 0
+
+    cdef int put_large(self, int kind, uint32_t tag, const void *data, uint64_t size, uint64_t total,
+                       object keep) except -1:
+        cdef unsigned char *at = self.room(FP_KIND_BLOCK, sizeof(fp_block_item))
+        cdef fp_block_item *item = <fp_block_item *>at
+        item.offset = 0  # known when the chunk is published
+        item.bytes = size
+        item.sum = fp_checksum(data, size) if tag == FP_KIND_PICKLE else 0
+        item.kind = kind
+        item.tag = tag
+        self.blob_bytes += size
+        self.blobs.append((at - self.writer.ring, <size_t>data, size, keep))
+        return self.commit(at + sizeof(fp_block_item))
+
+
+cdef class Feed:
+    """
+    Parameters
+    ----------
+    segment : Segment
+    iterable : iterable
+        Iterated lazily, here and nowhere else.
+    limit : int or None
+        The most elements to take.
+    """
+
+    def __cinit__(self, Segment segment, iterable, limit):
+        self.segment = segment
+        self.encoder = BufferEncoder(segment)
+        self.iterator = iter(iterable)
+        self.quick = type(iterable) in (list, tuple, range)
+        self.limit = FP_NEVER if limit is None else min(limit, FP_NEVER)
+        self.exhausted = self.limit == 0
+        self.first = <uint64_t *>calloc(FP_FEED_SLOTS, sizeof(uint64_t))
+        self.left = <uint64_t *>calloc(FP_FEED_SLOTS, sizeof(uint64_t))
+        self.blocks = [None] * FP_FEED_SLOTS
+        if self.first is NULL or self.left is NULL:
+            raise MemoryError("fastpool: no memory for the input's bookkeeping")
+
+    def __dealloc__(self):
+        free(self.first)
+        free(self.left)
+
+    @property
+    def outstanding(self) -> int:
+        """Chunks published and not wholly collected."""
+        return self.published - self.oldest
+
+    @property
+    def can_publish(self) -> bool:
+        """Is there a free slot for one more chunk?"""
+        return self.published - self.oldest < FP_FEED_SLOTS
+
+    @property
+    def has_pending(self) -> bool:
+        """Is a chunk encoded that could not be published yet?"""
+        return self.pending > 0
+
+    def encode(self, uint64_t count, uint64_t patience_ns, uint64_t most_bytes) -> int:
+        """Take up to `count` elements and encode them as the next chunk. Returns how many there were.
+
+        At least one, if there is one; no more after `patience_ns` or when the chunk has `most_bytes`.
+        """
+        cdef PyObject *item
+        cdef uint64_t deadline = now_ns() + patience_ns
+        cdef BufferEncoder encoder = self.encoder
+        if count > self.limit - self.tasks:
+            count = self.limit - self.tasks
+        encoder.number = self.tasks
+        while self.pending < count:
+            item = PyIter_Next(self.iterator)
+            if item is NULL:
+                self.exhausted = True
+                break
+            try:
+                encoder.put(<object>item)
+            except Exception as error:
+                raise SerializationError(
+                    "argument", self.tasks, None, f"{type(<object>item).__qualname__}: {error}"
+                ) from error
+            finally:
+                Py_DECREF(item)
+            self.pending += 1
+            self.tasks += 1
+            if encoder.writer.position + encoder.blob_bytes >= most_bytes or not self.quick and now_ns() > deadline:
+                break
+        if self.tasks == self.limit:
+            self.exhausted = True
+        encoder.close()
+        return self.pending
+
+    def publish(self) -> bool:
+        """Hand the encoded chunk to the workers. False: no room in shared memory until something was collected."""
+        cdef BufferEncoder encoder = self.encoder
+        cdef uint64_t slot = self.published % FP_FEED_SLOTS
+        cdef fp_feed_slot *entry = fp_feed_of(self.segment.at, self.published)
+        cdef uint64_t offset = 0
+        cdef list blocks = []
+        for position, address, size, _ in encoder.blobs:
+            if not self._place(<const void *><size_t>address, size, &offset, blocks):
+                return False
+            (<fp_block_item *>(encoder.writer.ring + <uint64_t>position)).offset = offset
+        if not self._place(encoder.writer.ring, encoder.writer.position, &offset, blocks):
+            return False
+        entry.offset = offset
+        entry.bytes = encoder.writer.position
+        entry.first = self.first[slot] = self.tasks - self.pending
+        entry.count = self.left[slot] = self.pending
+        self.blocks[slot] = blocks
+        self.published += 1
+        self.pending = 0
+        encoder.clear()
+        store(self.segment.at.job.avail, self.published)
+        return True
+
+    cdef bint _place(self, const void *data, uint64_t size, uint64_t *offset, list blocks) except? True:
+        """Copy bytes into a new block. False, with all `blocks` freed, if there is no room."""
+        cdef int code = heap_alloc(self.segment.at, self.segment.lanes, size, offset)
+        if code == FP_FULL:
+            self._free(blocks)
+            return False
+        check(code, "the parent's large blocks")
+        blocks.append(offset[0])
+        memcpy(fp_at(self.segment.at, offset[0]), data, size)
+        return True
+
+    cdef int _free(self, list blocks) except -1:
+        for offset in blocks:
+            check(block_free(self.segment.at, offset), "a block of the map's input")
+        return 0
+
+    cdef int collected(self, uint64_t first, uint64_t count) except -1:
+        """Results of tasks first … first + count - 1, all of one chunk, are collected."""
+        cdef uint64_t low = self.oldest, high = self.published, middle, slot
+        while low + 1 < high:  # the last chunk that begins at or before `first`
+            middle = (low + high) // 2
+            if self.first[middle % FP_FEED_SLOTS] <= first:
+                low = middle
+            else:
+                high = middle
+        slot = low % FP_FEED_SLOTS
+        if low >= self.published or first < self.first[slot] or self.left[slot] < count:
+            raise DamagedMemoryError("a result of a task that was not handed out")
+        self.left[slot] -= count
+        if self.left[slot] == 0:
+            self._free(self.blocks[slot])
+            self.blocks[slot] = None
+        while self.oldest < self.published and self.left[self.oldest % FP_FEED_SLOTS] == 0:
+            self.oldest += 1
+        return 0
+
+    def release(self) -> None:
+        """Free what is still outstanding. Only when no worker reads it any more."""
+        while self.oldest < self.published:
+            slot = self.oldest % FP_FEED_SLOTS
+            if self.blocks[slot] is not None:
+                self._free(self.blocks[slot])
+                self.blocks[slot] = None
+            self.oldest += 1

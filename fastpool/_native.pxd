@@ -1,0 +1,299 @@
+"""The border to the C core: its structs, its inline functions, and the one class that holds a segment.
+
+Only ``_native`` links ``csrc``. Other modules use the structs and ``static inline`` functions from the headers, and
+reach everything else through the functions at the end of this file.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+
+cdef extern from "layout.h" nogil:
+    enum:
+        FP_FULL
+        FP_DAMAGED
+        FP_MISUSE
+        FP_UNIT_TASK
+        FP_UNIT_CHUNK
+        FP_JOB_LAST
+        FP_JOB_TIMED
+        FP_FEED_SLOTS
+        FP_STARTING
+        FP_IDLE
+        FP_INITIALIZING
+        FP_RUNNING
+        FP_EXITING
+        FP_EXITED
+        FP_DEAD
+        FP_CLAIM_NONE
+        FP_CLAIM_INTENT
+        FP_CLAIM_HELD
+        FP_CMD_NONE
+        FP_CMD_STOP
+        FP_KIND_PAD
+        FP_KIND_INT64
+        FP_KIND_FLOAT64
+        FP_KIND_BOOL
+        FP_KIND_NONE
+        FP_KIND_STR
+        FP_KIND_BYTES
+        FP_KIND_PICKLE
+        FP_KIND_BLOCK
+        FP_KIND_FRAGMENT
+        FP_KIND_ERROR
+        FP_PHASE_TASK
+        FP_PHASE_INIT
+        FP_PHASE_EXIT
+    const uint64_t FP_NEVER
+    const uint64_t FP_TOTAL_UNKNOWN
+    const uint64_t FP_MAX_CHUNK
+    const uint64_t FP_MAX_UNITS
+    const uint64_t FP_INDEX_CLOSED
+
+    # Cython has no _Atomic: these fields are read and written through the functions of atomic below.
+    ctypedef struct fp_job:
+        uint64_t number
+        uint32_t unit
+        uint32_t flags
+        int64_t range_start
+        int64_t range_step
+        uint64_t chunk_fixed
+        uint64_t chunk_ns
+        uint32_t n_workers
+        uint32_t spec
+        uint64_t lifespan
+        uint64_t spec_offset
+        uint64_t spec_bytes
+        uint64_t spec_sum
+        uint64_t avail
+        uint64_t total
+        uint64_t hungry_at
+
+    ctypedef struct fp_feed_slot:
+        uint64_t offset
+        uint64_t bytes
+        uint64_t first
+        uint64_t count
+
+    ctypedef struct fp_bell:
+        uint32_t sleeping
+
+    ctypedef struct fp_gate:
+        uint64_t claim
+
+    ctypedef struct fp_line:
+        uint64_t claim
+        uint64_t job
+        uint32_t state
+        uint32_t news
+        uint64_t task_start
+        int32_t pid
+        uint32_t generation
+        uint64_t tasks
+        uint64_t tasks_ns
+        uint64_t chunks
+        uint64_t started_ns
+        uint64_t init_ns
+        uint64_t waiting_ns
+        uint64_t exit_ns
+
+    ctypedef struct fp_lane:
+        uint64_t committed
+        uint64_t head
+        uint64_t tail
+        uint64_t wake_at
+        uint64_t abandon
+        uint32_t command
+        fp_bell bell
+
+    ctypedef struct fp_record:
+        uint64_t closed
+        uint64_t first
+        uint64_t base
+        uint32_t capacity
+        uint16_t kind
+        uint8_t phase
+        uint8_t job
+
+    ctypedef struct fp_item:
+        uint32_t bytes
+        uint32_t tag
+
+    ctypedef struct fp_summed:
+        uint64_t sum
+
+    ctypedef struct fp_block_item:
+        uint64_t offset
+        uint64_t bytes
+        uint64_t sum
+        uint32_t kind
+        uint32_t tag
+
+    ctypedef struct fp_fragment:
+        uint64_t total
+        uint64_t at
+        uint64_t sum
+        uint32_t bytes
+        uint16_t kind
+        uint16_t tag
+
+    ctypedef struct fp_segment:
+        uint64_t bytes
+        uint64_t cap
+        uint32_t lanes
+        uint32_t fence_each
+        uint64_t ring_bytes
+        fp_gate gate
+        fp_job job
+        fp_bell bell
+
+    void *fp_at(const fp_segment *segment, uint64_t offset)
+    fp_line *fp_line_of(const fp_segment *segment, uint32_t worker)
+    fp_lane *fp_lane_of(const fp_segment *segment, uint32_t worker)
+    fp_feed_slot *fp_feed_of(const fp_segment *segment, uint64_t chunk)
+    uint64_t fp_align(uint64_t bytes, uint64_t to)
+
+
+cdef extern from "checksum.h" nogil:
+    uint64_t fp_checksum(const void *data, uint64_t bytes)
+
+
+cdef extern from "claim.h" nogil:
+    enum:
+        FP_CLAIM_OK
+        FP_CLAIM_STARVED
+        FP_CLAIM_EXHAUSTED
+        FP_CLAIM_OTHER
+    uint64_t fp_claim_number(uint64_t word)
+    uint64_t fp_claim_index(uint64_t word)
+    uint64_t fp_claim_pack(uint64_t number, uint64_t index)
+    uint64_t fp_held_first(uint64_t word)
+    uint64_t fp_held_count(uint64_t word)
+    uint32_t fp_held_state(uint64_t word)
+
+
+cdef extern from "platform.h" nogil:
+    ctypedef struct fp_event:
+        int read_fd
+        int write_fd
+    ctypedef struct fp_watch:
+        int fd
+        int life_fd
+    ctypedef struct fp_owner:
+        int read_fd
+        int write_fd
+    void fp_fence()
+
+
+cdef extern from "bell.h" nogil:
+    ctypedef struct fp_spin:
+        uint32_t budget_ns
+        uint32_t limit_ns
+    ctypedef int (*fp_predicate)(void *context) noexcept nogil
+    enum:
+        FP_WAIT_READY
+        FP_WAIT_HANDLE
+        FP_WAIT_TIMEOUT
+        FP_WAIT_SIGNAL
+
+
+cdef extern from "lane.h" nogil:
+    ctypedef struct fp_writer:
+        fp_lane *lane
+        unsigned char *ring
+        uint64_t ring_bytes
+        uint64_t position
+        uint64_t committed
+        fp_record *record
+        unsigned char *at
+        unsigned char *end
+        int fence_each
+    ctypedef struct fp_reader:
+        fp_lane *lane
+        uint64_t taken
+    ctypedef struct fp_view:
+        uint16_t kind
+        uint8_t phase
+        uint8_t job
+        uint32_t count
+        uint64_t first
+        const unsigned char *at
+        const unsigned char *end
+    int fp_writer_commit(fp_writer *writer, unsigned char *at)
+
+
+cdef extern from "board.h" nogil:
+    void fp_line_news(fp_line *line)
+
+
+cdef extern from "arena.h" nogil:
+    ctypedef struct fp_arena:
+        fp_segment *segment
+        uint64_t bytes
+        int fd
+
+
+# Atomic access to words of the structs above; the ordering is in the name, the contract in csrc/README.md.
+cdef extern from *:
+    """
+    #define fastpool_load(word) atomic_load_explicit(&(word), memory_order_acquire)
+    #define fastpool_peek(word) atomic_load_explicit(&(word), memory_order_relaxed)
+    #define fastpool_store(word, value) atomic_store_explicit(&(word), (value), memory_order_release)
+    #define fastpool_poke(word, value) atomic_store_explicit(&(word), (value), memory_order_relaxed)
+    """
+    uint64_t load "fastpool_load"(uint64_t word) nogil
+    uint64_t peek "fastpool_peek"(uint64_t word) nogil
+    void store "fastpool_store"(uint64_t word, uint64_t value) nogil
+    void poke "fastpool_poke"(uint64_t word, uint64_t value) nogil
+
+
+cdef class Segment:
+    """The shared segment of one pool, its bells and its owner pipe, in this process."""
+    cdef fp_arena arena
+    cdef fp_segment *at
+    cdef fp_event bell_event
+    cdef fp_event *events
+    cdef fp_watch *watches
+    cdef int *pids
+    cdef int *fds
+    cdef int *ready
+    cdef fp_owner owner
+    cdef fp_spin spin
+    cdef fp_spin worker_spin
+    cdef readonly int lanes
+    cdef readonly int owner_pid
+    cdef readonly bint closed
+
+    cdef void _release(self)
+    cdef int _place_spec(self, bytes blob) except -1
+    cdef bint is_current(self, uint64_t number) noexcept nogil
+    cdef void ring_parent(self) noexcept nogil
+    cdef void ring_worker(self, uint32_t worker) noexcept nogil
+    cdef int wait_as_worker(self, uint32_t worker, fp_predicate predicate, void *context) except -1
+    cdef int wait_as_parent(self, fp_predicate predicate, void *context, uint64_t deadline_ns) except -1
+
+
+cdef int check(int code, str what) except -1
+
+# What other modules call of the C core.
+cdef uint64_t now_ns() noexcept nogil
+cdef int move_state(fp_line *line, uint32_t to) noexcept nogil
+cdef int claim_next(fp_segment *segment, uint32_t worker, uint64_t known, uint64_t budget, uint64_t task_ns,
+                    uint64_t *number, uint64_t *first, uint64_t *count) noexcept nogil
+cdef void claim_drop(fp_segment *segment, uint32_t worker) noexcept nogil
+cdef void writer_attach(fp_writer *writer, const fp_segment *segment, uint32_t worker) noexcept nogil
+cdef int writer_open(fp_writer *writer, uint16_t kind, uint8_t phase, uint64_t job, uint64_t first,
+                     uint32_t need, uint32_t want) noexcept nogil
+cdef void writer_close(fp_writer *writer) noexcept nogil
+cdef int writer_has_room(const fp_writer *writer, uint32_t need) noexcept nogil
+cdef uint32_t writer_largest(const fp_writer *writer) noexcept nogil
+cdef int writer_half_full(const fp_writer *writer) noexcept nogil
+cdef void reader_attach(fp_reader *reader, const fp_segment *segment, uint32_t worker) noexcept nogil
+cdef int reader_look(fp_reader *reader, fp_view *view) noexcept nogil
+cdef int reader_take(fp_reader *reader, uint32_t count, uint32_t bytes) noexcept nogil
+cdef void lane_reset(fp_reader *reader) noexcept nogil
+cdef int heap_adopt(fp_segment *segment, uint32_t owner) noexcept nogil
+cdef int heap_alloc(fp_segment *segment, uint32_t owner, uint64_t bytes, uint64_t *offset) noexcept nogil
+cdef uint64_t heap_trim(fp_segment *segment, uint32_t owner, uint64_t keep) noexcept nogil
+cdef int heap_sweep(fp_segment *segment, uint32_t owner, const uint64_t *held, uint64_t n) noexcept nogil
+cdef int block_check(const fp_segment *segment, uint32_t owner, uint64_t offset, uint64_t bytes) noexcept nogil
+cdef int block_free(fp_segment *segment, uint64_t offset) noexcept nogil

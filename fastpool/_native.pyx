@@ -1,0 +1,566 @@
+"""The only extension that links the C core (``csrc/``), and the one place where its error codes become exceptions."""
+
+from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport EINTR
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+from posix.signal cimport kill as posix_kill
+from posix.unistd cimport _exit, close as posix_close, getpid
+
+import os
+
+from fastpool.errors import DamagedMemoryError
+
+
+cdef extern from "platform.h" nogil:
+    int fp_event_open(fp_event *event)
+    void fp_event_close(fp_event *event)
+    int fp_watch_prepare(fp_watch *watch)
+    int fp_watch_parent(fp_watch *watch, int pid)
+    void fp_watch_child(fp_watch *watch)
+    void fp_watch_close(fp_watch *watch)
+    int fp_owner_open(fp_owner *owner)
+    void fp_owner_close(fp_owner *owner)
+    int fp_owner_follow(fp_owner *owner)
+    int fp_barrier_register()
+    uint64_t fp_now_ns()
+    int fp_fork()
+    void fp_platform_refuse(unsigned mask)
+
+cdef extern from "bell.h" nogil:
+    int fp_bell_wait(fp_bell *bell, const fp_event *event, fp_spin *spin, int barrier_all,
+                     fp_predicate predicate, void *context, const int *fds, int *ready, int n,
+                     uint64_t deadline_ns)
+    int fp_bell_ring(fp_bell *bell, const fp_event *event)
+
+cdef extern from "claim.h" nogil:
+    uint64_t fp_gate_close(fp_segment *segment)
+    void fp_gate_open(fp_segment *segment)
+    int fp_claim_next(fp_segment *segment, uint32_t worker, uint64_t known, uint64_t budget, uint64_t task_ns,
+                      uint64_t *number, uint64_t *first, uint64_t *count)
+    void fp_claim_drop(fp_segment *segment, uint32_t worker)
+
+cdef extern from "lane.h" nogil:
+    void fp_writer_attach(fp_writer *writer, const fp_segment *segment, uint32_t worker)
+    int fp_writer_open(fp_writer *writer, uint16_t kind, uint8_t phase, uint64_t job, uint64_t first,
+                       uint32_t need, uint32_t want)
+    void fp_writer_close(fp_writer *writer)
+    int fp_writer_has_room(const fp_writer *writer, uint32_t need)
+    uint32_t fp_writer_largest(const fp_writer *writer)
+    int fp_writer_half_full(const fp_writer *writer)
+    void fp_reader_attach(fp_reader *reader, const fp_segment *segment, uint32_t worker)
+    int fp_reader_look(fp_reader *reader, fp_view *view)
+    int fp_reader_take(fp_reader *reader, uint32_t count, uint32_t bytes)
+    void fp_lane_reset(fp_reader *reader)
+
+cdef extern from "board.h" nogil:
+    const char *fp_state_name(uint32_t state)
+    int fp_state_move(fp_line *line, uint32_t to)
+    void fp_line_reset(fp_line *line)
+
+cdef extern from "arena.h" nogil:
+    int fp_arena_create(fp_arena *arena, uint32_t lanes, uint64_t ring_bytes, uint64_t cap)
+    void fp_arena_destroy(fp_arena *arena)
+    int fp_heap_adopt(fp_segment *segment, uint32_t owner)
+    int fp_heap_alloc(fp_segment *segment, uint32_t owner, uint64_t bytes, uint64_t *offset)
+    uint64_t fp_heap_trim(fp_segment *segment, uint32_t owner, uint64_t keep)
+    int fp_heap_sweep(fp_segment *segment, uint32_t owner, const uint64_t *held, uint64_t n)
+    int fp_block_check(const fp_segment *segment, uint32_t owner, uint64_t offset, uint64_t bytes)
+    int fp_block_free(fp_segment *segment, uint64_t offset)
+    ctypedef struct fp_heap_stats:
+        uint64_t blocks_used
+        uint64_t blocks_free
+        uint64_t bytes_used
+        uint64_t bytes_free
+        uint64_t top
+        uint64_t charged
+    int fp_heap_measure(const fp_segment *segment, uint32_t owner, fp_heap_stats *stats)
+
+cdef extern from "Python.h":
+    void PyOS_BeforeFork()
+    void PyOS_AfterFork_Parent()
+    void PyOS_AfterFork_Child()
+
+cdef extern from "signal.h" nogil:
+    ctypedef struct sigset_t:
+        pass
+    enum:
+        SIG_SETMASK
+        SIG_BLOCK
+        SIGINT
+        SIGKILL
+    int sigemptyset(sigset_t *set)
+    int sigaddset(sigset_t *set, int signum)
+    int sigdelset(sigset_t *set, int signum)
+    int pthread_sigmask(int how, const sigset_t *set, sigset_t *old)
+
+
+# ---------------------------------------------------------------- the error funnel
+
+cdef int check(int code, str what) except -1:
+    """Return a C result that is no error; raise what an error means otherwise."""
+    if code >= 0:
+        return code
+    if code == FP_DAMAGED:
+        raise DamagedMemoryError(what)
+    if code == FP_MISUSE or code == FP_FULL:
+        raise SystemError(f"fastpool: {what}: misuse of the C core ({code})")
+    raise OSError(-code, f"{what}: {os.strerror(-code)}")
+
+
+# ---------------------------------------------------------------- what other modules call of the C core
+
+cdef uint64_t now_ns() noexcept nogil:
+    return fp_now_ns()
+
+cdef int move_state(fp_line *line, uint32_t to) noexcept nogil:
+    return fp_state_move(line, to)
+
+cdef int claim_next(fp_segment *segment, uint32_t worker, uint64_t known, uint64_t budget, uint64_t task_ns,
+                    uint64_t *number, uint64_t *first, uint64_t *count) noexcept nogil:
+    return fp_claim_next(segment, worker, known, budget, task_ns, number, first, count)
+
+cdef void claim_drop(fp_segment *segment, uint32_t worker) noexcept nogil:
+    fp_claim_drop(segment, worker)
+
+cdef void writer_attach(fp_writer *writer, const fp_segment *segment, uint32_t worker) noexcept nogil:
+    fp_writer_attach(writer, segment, worker)
+
+cdef int writer_open(fp_writer *writer, uint16_t kind, uint8_t phase, uint64_t job, uint64_t first,
+                     uint32_t need, uint32_t want) noexcept nogil:
+    return fp_writer_open(writer, kind, phase, job, first, need, want)
+
+cdef void writer_close(fp_writer *writer) noexcept nogil:
+    fp_writer_close(writer)
+
+cdef int writer_has_room(const fp_writer *writer, uint32_t need) noexcept nogil:
+    return fp_writer_has_room(writer, need)
+
+cdef uint32_t writer_largest(const fp_writer *writer) noexcept nogil:
+    return fp_writer_largest(writer)
+
+cdef int writer_half_full(const fp_writer *writer) noexcept nogil:
+    return fp_writer_half_full(writer)
+
+cdef void reader_attach(fp_reader *reader, const fp_segment *segment, uint32_t worker) noexcept nogil:
+    fp_reader_attach(reader, segment, worker)
+
+cdef int reader_look(fp_reader *reader, fp_view *view) noexcept nogil:
+    return fp_reader_look(reader, view)
+
+cdef int reader_take(fp_reader *reader, uint32_t count, uint32_t bytes) noexcept nogil:
+    return fp_reader_take(reader, count, bytes)
+
+cdef void lane_reset(fp_reader *reader) noexcept nogil:
+    fp_lane_reset(reader)
+
+cdef int heap_adopt(fp_segment *segment, uint32_t owner) noexcept nogil:
+    return fp_heap_adopt(segment, owner)
+
+cdef int heap_alloc(fp_segment *segment, uint32_t owner, uint64_t bytes, uint64_t *offset) noexcept nogil:
+    return fp_heap_alloc(segment, owner, bytes, offset)
+
+cdef uint64_t heap_trim(fp_segment *segment, uint32_t owner, uint64_t keep) noexcept nogil:
+    return fp_heap_trim(segment, owner, keep)
+
+cdef int heap_sweep(fp_segment *segment, uint32_t owner, const uint64_t *held, uint64_t n) noexcept nogil:
+    return fp_heap_sweep(segment, owner, held, n)
+
+cdef int block_check(const fp_segment *segment, uint32_t owner, uint64_t offset, uint64_t bytes) noexcept nogil:
+    return fp_block_check(segment, owner, offset, bytes)
+
+cdef int block_free(fp_segment *segment, uint64_t offset) noexcept nogil:
+    return fp_block_free(segment, offset)
+
+
+def refuse(unsigned int mask) -> None:
+    """Make the platform layer behave as if the kernel refused some of Linux's own calls (for tests)."""
+    fp_platform_refuse(mask)
+
+
+# ---------------------------------------------------------------- the segment
+
+cdef class Segment:
+    """The shared segment of one pool, its bells, and its workers' process handles.
+
+    Parameters
+    ----------
+    lanes : int
+        Number of workers it has room for.
+    ring_bytes : int
+        Size of each worker's ring of results, a power of two.
+    cap : int
+        Bytes that large blocks may take together.
+    cores : int
+        Cores this pool may use; decides who may spin.
+    """
+
+    def __cinit__(self, int lanes, uint64_t ring_bytes, uint64_t cap, int cores):
+        self.closed = True
+        self.lanes = lanes
+        self.owner_pid = getpid()
+        self.arena.fd = -1
+        self.owner.read_fd = self.owner.write_fd = -1
+        self.bell_event.read_fd = self.bell_event.write_fd = -1
+        self.events = <fp_event *>calloc(lanes, sizeof(fp_event))
+        self.watches = <fp_watch *>calloc(lanes, sizeof(fp_watch))
+        self.pids = <int *>calloc(lanes, sizeof(int))
+        self.fds = <int *>calloc(lanes + 2, sizeof(int))
+        self.ready = <int *>calloc(lanes + 2, sizeof(int))
+        if not (self.events and self.watches and self.pids and self.fds and self.ready):
+            raise MemoryError("fastpool: no memory for the pool's bookkeeping")
+        cdef int i
+        for i in range(lanes):
+            self.events[i].read_fd = self.events[i].write_fd = -1
+            self.watches[i].fd = self.watches[i].life_fd = -1
+            self.fds[i + 1] = -1
+        # Nobody spins when the pool's processes outnumber the cores.
+        memset(&self.spin, 0, sizeof(self.spin))
+        if lanes < cores:
+            self.spin.limit_ns = 30_000
+        self.worker_spin = self.spin
+        self.closed = False
+        try:
+            check(fp_arena_create(&self.arena, lanes, ring_bytes, cap), "cannot reserve shared memory")
+            self.at = self.arena.segment
+            check(fp_event_open(&self.bell_event), "cannot open the pool's bell")
+            for i in range(lanes):
+                check(fp_event_open(&self.events[i]), "cannot open a worker's bell")
+            check(fp_owner_open(&self.owner), "cannot open the owner pipe")
+        except BaseException:
+            self.close()
+            raise
+        self.fds[0] = self.bell_event.read_fd
+
+    def __dealloc__(self):
+        self._release()
+        free(self.events)
+        free(self.watches)
+        free(self.pids)
+        free(self.fds)
+        free(self.ready)
+
+    cdef void _release(self):
+        if self.closed:
+            return
+        self.closed = True
+        for i in range(self.lanes):
+            fp_event_close(&self.events[i])
+            fp_watch_close(&self.watches[i])
+        fp_event_close(&self.bell_event)
+        fp_owner_close(&self.owner)
+        fp_arena_destroy(&self.arena)
+        self.at = NULL
+
+    def close(self) -> None:
+        """Give everything back. Workers that still run lose their owner and are killed by the kernel."""
+        self._release()
+
+    # ------------------------------------------------------------ processes
+
+    def fork_worker(self, int worker) -> int:
+        """Fork a worker: its pid in the parent, 0 in the child.
+
+        The child blocks SIGINT until it calls :meth:`enter_worker`. The pid is on record before any Python code can
+        run in the parent, so that an exception in between leaves no process that nobody knows.
+        """
+        cdef sigset_t block, old
+        cdef int pid
+        if self.pids[worker]:
+            raise SystemError(f"fastpool: worker {worker} is still there")
+        fp_line_reset(fp_line_of(self.at, worker))
+        check(fp_watch_prepare(&self.watches[worker]), "cannot prepare a worker's process handle")
+        sigemptyset(&block)
+        sigaddset(&block, SIGINT)
+        PyOS_BeforeFork()
+        pthread_sigmask(SIG_BLOCK, &block, &old)
+        pid = fp_fork()
+        if pid == 0:
+            PyOS_AfterFork_Child()
+            fp_watch_child(&self.watches[worker])
+            return 0
+        if pid > 0:
+            self.pids[worker] = pid
+            store(fp_line_of(self.at, worker).pid, pid)
+        pthread_sigmask(SIG_SETMASK, &old, NULL)
+        PyOS_AfterFork_Parent()
+        if pid < 0:
+            fp_watch_close(&self.watches[worker])
+            check(pid, "cannot fork a worker")
+        check(fp_watch_parent(&self.watches[worker], pid), "cannot open a worker's process handle")
+        self.fds[worker + 1] = self.watches[worker].fd
+        return pid
+
+    def enter_worker(self) -> None:
+        """First call in a worker, SIGINT being ignored: follow the owner, take part in barriers, unblock SIGINT."""
+        cdef sigset_t block
+        check(fp_owner_follow(&self.owner), "cannot follow the pool's owner")
+        if not self.at.fence_each:
+            check(fp_barrier_register(), "cannot register for process-wide barriers")
+        pthread_sigmask(SIG_BLOCK, NULL, &block)
+        sigdelset(&block, SIGINT)
+        pthread_sigmask(SIG_SETMASK, &block, NULL)
+
+    @property
+    def owner_fd(self) -> int:
+        """Read end of the owner pipe: readable (at its end) when the owner is gone."""
+        return self.owner.read_fd
+
+    def pid(self, int worker) -> int:
+        """Process id of a worker that was started and not yet reaped, else 0."""
+        return self.pids[worker]
+
+    def handle(self, int worker) -> int:
+        """Descriptor that is readable once the worker's process has ended, or -1."""
+        return self.watches[worker].fd
+
+    def detach(self, int worker) -> int:
+        """Forget a worker whose lane goes to its successor; returns its handle, which the caller closes."""
+        cdef int fd = self.watches[worker].fd
+        self.watches[worker].fd = -1
+        self.fds[worker + 1] = -1
+        self.pids[worker] = 0
+        return fd
+
+    def reaped(self, int worker) -> None:
+        """The worker's process has been waited for."""
+        self.pids[worker] = 0
+        self.fds[worker + 1] = -1
+        fp_watch_close(&self.watches[worker])
+
+    def kill(self, int worker, int signum) -> None:
+        """Send a signal to a worker that has not been reaped."""
+        if self.pids[worker]:
+            posix_kill(self.pids[worker], signum)
+
+    # ------------------------------------------------------------ board
+
+    def state(self, int worker) -> str:
+        """State of a worker: ``starting``, ``idle``, … (csrc/README.md)."""
+        cdef const char *name = fp_state_name(<uint32_t>load(fp_line_of(self.at, worker).state))
+        return "damaged" if name is NULL else name.decode()
+
+    def declare_dead(self, int worker) -> None:
+        """The worker's process is gone without having reached ``exited``."""
+        check(fp_state_move(fp_line_of(self.at, worker), FP_DEAD), f"state of worker {worker}")
+
+    def held_tasks(self, int worker) -> tuple[int, int, bool]:
+        """The tasks a worker's line shows: the first, their number, and whether the claim is certain.
+
+        (0, 0, False) if it shows none of the current job, or an intent that cannot have become a claim.
+        """
+        cdef fp_line *line = fp_line_of(self.at, worker)
+        cdef uint64_t word = load(line.claim)
+        cdef uint64_t gate = load(self.at.gate.claim)
+        cdef uint64_t first = fp_held_first(word)
+        cdef fp_feed_slot *slot
+        if fp_held_state(word) == FP_CLAIM_NONE or load(line.job) != self.at.job.number:
+            return 0, 0, False
+        if fp_claim_index(gate) == FP_INDEX_CLOSED or first >= fp_claim_index(gate):
+            return 0, 0, False
+        certain = fp_held_state(word) == FP_CLAIM_HELD
+        if self.at.job.unit == FP_UNIT_TASK:
+            return first, fp_held_count(word), certain
+        slot = fp_feed_of(self.at, first)
+        return slot.first, slot.count, certain
+
+    def counters(self, int worker) -> tuple[int, int]:
+        """Tasks a worker has done since it started, and the nanoseconds they took."""
+        cdef fp_line *line = fp_line_of(self.at, worker)
+        return peek(line.tasks), peek(line.tasks_ns)
+
+    def totals(self) -> tuple[int, int]:
+        """:meth:`counters`, summed over all lines."""
+        cdef uint64_t tasks = 0, took = 0
+        cdef int worker
+        for worker in range(self.lanes):
+            tasks += peek(fp_line_of(self.at, worker).tasks)
+            took += peek(fp_line_of(self.at, worker).tasks_ns)
+        return tasks, took
+
+    def exited(self) -> list[int]:
+        """Workers that have written their last word, and whose lane is not yet another's."""
+        cdef int worker
+        return [worker for worker in range(self.lanes)
+                if self.pids[worker] and load(fp_line_of(self.at, worker).state) == FP_EXITED]
+
+    def command_stop(self, int worker) -> None:
+        """Ask a worker to run its exit function and end once it has nothing to do."""
+        store(fp_lane_of(self.at, worker).command, FP_CMD_STOP)
+        self.ring_worker(worker)
+
+    def wake(self, int count) -> None:
+        """Wake up to `count` workers that sleep for want of work. What they wait for has been published."""
+        cdef int worker
+        fp_fence()  # W1, for the looks at their states too: who goes to sleep after this sees what was published
+        for worker in range(self.lanes):
+            if count <= 0:
+                break
+            if self.pids[worker] and load(fp_line_of(self.at, worker).state) == FP_IDLE \
+                    and load(fp_lane_of(self.at, worker).bell.sleeping):
+                self.ring_worker(worker)
+                count -= 1
+
+    # ------------------------------------------------------------ jobs
+
+    def publish(self, *, uint32_t unit, uint32_t flags, int64_t range_start, int64_t range_step,
+                uint64_t chunk_fixed, uint64_t chunk_ns, uint32_t n_workers, uint32_t spec, uint64_t lifespan,
+                bytes spec_blob, avail, total) -> int:
+        """Close the gate, describe the job, open the gate; returns the job's number."""
+        cdef uint64_t number = fp_gate_close(self.at)
+        cdef fp_job *job = &self.at.job
+        if number == 0:
+            raise SystemError("fastpool: a worker still looks at a job 2**24 jobs ago")
+        self.drop_spec()
+        job.unit = unit
+        job.flags = flags
+        job.range_start = range_start
+        job.range_step = range_step
+        job.chunk_fixed = chunk_fixed
+        job.chunk_ns = chunk_ns
+        job.n_workers = n_workers
+        job.spec = spec
+        job.lifespan = lifespan
+        store(job.hungry_at, FP_NEVER)
+        store(job.avail, <uint64_t>avail)
+        store(job.total, FP_TOTAL_UNKNOWN if total is None else <uint64_t>total)
+        if spec_blob is not None:
+            self._place_spec(spec_blob)
+        fp_gate_open(self.at)
+        return number
+
+    def retract(self) -> None:
+        """Close the gate: nobody claims from the current job any more."""
+        cdef uint64_t number = fp_gate_close(self.at)
+        if number == 0:
+            raise SystemError("fastpool: a worker still looks at a job 2**24 jobs ago")
+
+    cdef int _place_spec(self, bytes blob) except -1:
+        cdef fp_job *job = &self.at.job
+        cdef uint64_t offset = 0
+        cdef const unsigned char *data = blob
+        cdef uint64_t size = <uint64_t>len(blob)
+        code = fp_heap_alloc(self.at, self.lanes, size, &offset)
+        if code == FP_FULL:
+            raise MemoryError(
+                f"fastpool: the map's functions take {size} bytes when pickled, more than the pool's memory_limit leaves"
+            )
+        check(code, "cannot place the job's functions")
+        memcpy(fp_at(self.at, offset), data, size)
+        job.spec_offset = offset
+        job.spec_bytes = size
+        job.spec_sum = fp_checksum(data, size)
+        return 0
+
+    def drop_spec(self) -> None:
+        """Free the block of the last job's functions. Only while the gate is closed."""
+        cdef fp_job *job = &self.at.job
+        if job.spec_offset:
+            check(fp_block_free(self.at, job.spec_offset), "the block of the job's functions")
+        job.spec_offset = job.spec_bytes = job.spec_sum = 0
+
+    def read_spec(self, uint64_t number):
+        """Worker: (version, blob or None, flags) of job `number`; None if that job is no longer the current one.
+
+        The job may be replaced while this reads: what was read counts only if the gate still shows the job after it.
+        """
+        cdef fp_job *job = &self.at.job
+        cdef uint64_t offset = job.spec_offset, size = job.spec_bytes, total = job.spec_sum
+        cdef uint32_t spec = job.spec, flags = job.flags
+        cdef bytes blob = None
+        if not self.is_current(number):
+            return None
+        if offset:
+            blob = (<const char *>fp_at(self.at, offset))[:size]
+            if not self.is_current(number):
+                return None
+            if fp_checksum(<const unsigned char *><const char *>blob, size) != total:
+                raise DamagedMemoryError("the pickled functions of the job were overwritten")
+        return spec, blob, flags
+
+    cdef bint is_current(self, uint64_t number) noexcept nogil:
+        fp_fence()
+        cdef uint64_t word = load(self.at.gate.claim)
+        return fp_claim_number(word) == number and fp_claim_index(word) != FP_INDEX_CLOSED
+
+    def raise_avail(self, uint64_t avail) -> None:
+        """Let workers claim units below `avail`."""
+        store(self.at.job.avail, avail)
+
+    def finish_input(self, uint64_t total) -> None:
+        """The job has `total` units in all: no more will come."""
+        store(self.at.job.hungry_at, FP_NEVER)
+        store(self.at.job.total, total)
+
+    def call_when_claimed(self, uint64_t unit) -> None:
+        """Wake the parent when a claim passes `unit`."""
+        store(self.at.job.hungry_at, unit)
+
+    def claimed(self) -> int:
+        """Units claimed so far in the current job."""
+        cdef uint64_t word = load(self.at.gate.claim)
+        return 0 if fp_claim_index(word) == FP_INDEX_CLOSED else fp_claim_index(word)
+
+    # ------------------------------------------------------------ memory
+
+    def adopt_heap(self, int owner) -> None:
+        """Become the owner of a heap whose former owner is gone."""
+        check(fp_heap_adopt(self.at, owner), f"large blocks of worker {owner}")
+
+    def sweep_heap(self, int owner) -> None:
+        """Free all blocks of a heap that has no owner."""
+        check(fp_heap_sweep(self.at, owner, NULL, 0), f"large blocks of worker {owner}")
+
+    def heap(self, int owner) -> dict[str, int]:
+        """Counts of a heap's blocks and bytes (heap number ``lanes`` is the parent's)."""
+        cdef fp_heap_stats stats
+        check(fp_heap_measure(self.at, owner, &stats), f"large blocks of worker {owner}")
+        return stats
+
+    @property
+    def reserved(self) -> int:
+        """Bytes of address space of the segment."""
+        return self.arena.bytes
+
+    # ------------------------------------------------------------ bells
+
+    cdef void ring_parent(self) noexcept nogil:
+        fp_bell_ring(&self.at.bell, &self.bell_event)
+
+    cdef void ring_worker(self, uint32_t worker) noexcept nogil:
+        fp_bell_ring(&fp_lane_of(self.at, worker).bell, &self.events[worker])
+
+    cdef int wait_as_worker(self, uint32_t worker, fp_predicate predicate, void *context) except -1:
+        """Sleep until the predicate holds. Does not return if the owner is gone."""
+        cdef int fds[2]
+        cdef int ready[2]
+        cdef int why
+        fds[0] = self.events[worker].read_fd
+        fds[1] = self.owner.read_fd
+        while True:
+            with nogil:
+                why = fp_bell_wait(&fp_lane_of(self.at, worker).bell, &self.events[worker], &self.worker_spin, 0,
+                                   predicate, context, fds, ready, 2, FP_NEVER)
+            if why == FP_WAIT_READY:
+                return 0
+            if why == FP_WAIT_HANDLE:
+                _exit(1)  # the owner is gone; the kernel's SIGKILL is on its way too
+            check(why, "a worker's wait")
+            PyErr_CheckSignals()
+
+    cdef int wait_as_parent(self, fp_predicate predicate, void *context, uint64_t deadline_ns) except -1:
+        """Sleep until the predicate holds (FP_WAIT_READY), a worker's process ended (FP_WAIT_HANDLE) or the deadline."""
+        cdef int why
+        while True:
+            with nogil:
+                why = fp_bell_wait(&self.at.bell, &self.bell_event, &self.spin, 1, predicate, context,
+                                   self.fds, self.ready, self.lanes + 1, deadline_ns)
+            if why != FP_WAIT_SIGNAL:
+                return check(why, "the parent's wait")
+            PyErr_CheckSignals()
+
+    def ended(self) -> list[int]:
+        """Workers whose process handle was readable in the last wait."""
+        return [i for i in range(self.lanes) if self.ready[i + 1] and self.fds[i + 1] >= 0]
+

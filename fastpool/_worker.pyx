@@ -1,0 +1,527 @@
+"""The worker's loop: claim, call, encode, commit.
+
+What a person might want to change (functions, errors, signals) is the host's, a Python object (``fastpool.worker``);
+this module calls it once per job, per error and per life, never per task.
+"""
+
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcpy
+
+from fastpool._codec cimport Decoder, Encoder
+from fastpool._native cimport (
+    FP_CLAIM_EXHAUSTED, FP_CLAIM_OK, FP_CLAIM_OTHER, FP_CLAIM_STARVED, FP_CMD_STOP, FP_EXITED, FP_EXITING, FP_FULL,
+    FP_IDLE, FP_INDEX_CLOSED, FP_INITIALIZING, FP_JOB_LAST, FP_JOB_TIMED, FP_KIND_BLOCK, FP_KIND_FRAGMENT,
+    FP_KIND_PICKLE, FP_PHASE_EXIT, FP_PHASE_INIT, FP_PHASE_TASK, FP_RUNNING, FP_TOTAL_UNKNOWN, FP_UNIT_TASK,
+    Segment, check, claim_drop, claim_next, fp_align, fp_at, fp_block_item, fp_checksum, fp_claim_index,
+    fp_claim_number, fp_feed_of, fp_feed_slot, fp_fragment, fp_job, fp_lane, fp_lane_of, fp_line, fp_line_news,
+    fp_line_of, fp_record, fp_segment, fp_writer, fp_writer_commit, heap_alloc, heap_trim, load, move_state, now_ns,
+    peek, poke, store, writer_attach, writer_close, writer_half_full, writer_has_room, writer_largest, writer_open,
+)
+
+from collections.abc import Iterable
+
+cdef extern from "Python.h":
+    ctypedef object (*vectorcallfunc)(object, PyObject *const *, size_t, PyObject *)
+    const size_t PY_VECTORCALL_ARGUMENTS_OFFSET
+    object PyObject_Vectorcall(object callable, PyObject *const *args, size_t nargsf, PyObject *kwnames)
+    object PyObject_VectorcallDict(object callable, PyObject *const *args, size_t nargsf, PyObject *kwdict)
+    object PyLong_FromLongLong(long long value)
+
+cdef enum:
+    LARGE_BYTES = 1 << 15  # results of more bytes go into a block of their own
+
+
+# ---------------------------------------------------------------- results
+
+cdef struct Room:
+    const fp_writer *writer
+    uint32_t need
+
+cdef int has_room(void *context) noexcept nogil:
+    cdef Room *room = <Room *>context
+    return writer_has_room(room.writer, room.need)
+
+
+cdef class LaneEncoder(Encoder):
+    """Encodes into the worker's own lane, waiting where the parent has to read first."""
+    cdef uint32_t worker
+    cdef fp_line *line
+    cdef uint64_t waited_ns  # for room, since the loop last set it to 0
+
+    def __cinit__(self, Segment segment, uint32_t worker):
+        self.segment = segment
+        self.worker = worker
+        self.line = fp_line_of(segment.at, worker)
+        writer_attach(&self.writer, segment.at, worker)
+        self.large = min(LARGE_BYTES, writer_largest(&self.writer))
+
+    cdef void tell_parent(self) noexcept nogil:
+        """Something other than a commit happened."""
+        fp_line_news(self.line)
+        self.segment.ring_parent()
+
+    cdef int open(self, int kind, uint32_t need, uint32_t want) except -1:
+        cdef Room room
+        cdef uint64_t since
+        cdef int code = writer_open(&self.writer, kind, self.phase, self.job, self.number, need, want)
+        if code == FP_FULL:
+            since = now_ns()
+            room.writer = &self.writer
+            room.need = need
+            self.tell_parent()
+            self.segment.wait_as_worker(self.worker, has_room, &room)
+            self.waited_ns += now_ns() - since
+            code = writer_open(&self.writer, kind, self.phase, self.job, self.number, need, want)
+        check(code, "cannot open a record")
+        return 0
+
+    cdef void close(self) noexcept:
+        if self.kind >= 0:
+            self.kind = -1
+            writer_close(&self.writer)
+            if writer_half_full(&self.writer):
+                self.tell_parent()
+
+    cdef int wanted(self) except -1:
+        self.segment.ring_parent()
+        return 0
+
+    cdef int put_large(self, int kind, uint32_t tag, const void *data, uint64_t size, uint64_t total,
+                       object keep) except -1:
+        cdef uint64_t offset = 0
+        cdef uint64_t sum = fp_checksum(data, size) if tag == FP_KIND_PICKLE else 0
+        cdef fp_block_item *item
+        cdef int code = heap_alloc(self.segment.at, self.worker, size, &offset)
+        if code == FP_FULL:
+            return self.put_fragments(kind, tag, <const unsigned char *>data, size, sum)
+        check(code, f"large blocks of worker {self.worker}")
+        memcpy(fp_at(self.segment.at, offset), data, size)
+        item = <fp_block_item *>self.room(FP_KIND_BLOCK, sizeof(fp_block_item))
+        item.offset = offset
+        item.bytes = size
+        item.sum = sum
+        item.kind = kind
+        item.tag = tag
+        return self.commit(<unsigned char *>(item + 1))
+
+    cdef int put_fragments(self, int kind, uint32_t tag, const unsigned char *data, uint64_t size,
+                           uint64_t sum) except -1:
+        """No block is to be had: the item goes through the ring in pieces, one record each."""
+        cdef uint64_t piece = writer_largest(&self.writer) - sizeof(fp_fragment) - 8
+        cdef uint64_t at = 0
+        cdef fp_fragment *head
+        while at < size:
+            piece = min(piece, size - at)
+            self.close()
+            head = <fp_fragment *>self.room(FP_KIND_FRAGMENT, sizeof(fp_fragment) + fp_align(piece, 8))
+            head.total = size
+            head.at = at
+            head.sum = sum
+            head.bytes = <uint32_t>piece
+            head.kind = kind
+            head.tag = tag
+            memcpy(head + 1, data + at, piece)
+            at += piece
+            self.commit(<unsigned char *>(head + 1) + fp_align(piece, 8))
+            if at < size:
+                self.number -= 1  # only the last piece completes the task
+        self.close()
+        return 0
+
+
+# ---------------------------------------------------------------- arguments
+
+cdef enum:
+    SINGLE = 0    # the element is the one argument
+    POSITIONAL = 1
+    KEYWORD = 2
+
+cdef dict shapes = {tuple: POSITIONAL, list: POSITIONAL, dict: KEYWORD, str: SINGLE, bytes: SINGLE}
+
+cdef int shape_of(object element) except -1:
+    """How an element becomes arguments: iterables are unpacked, but not str, bytes and arrays; dicts by keyword."""
+    cdef object kind = type(element)
+    cdef object known = shapes.get(kind)
+    if known is None:
+        if isinstance(element, dict):
+            known = KEYWORD
+        elif isinstance(element, (str, bytes)) or is_array(kind) or not isinstance(element, Iterable):
+            known = SINGLE
+        else:
+            known = POSITIONAL
+        shapes[kind] = known
+    return known
+
+cdef bint is_array(object kind):
+    for base in kind.__mro__:
+        if base.__module__ == "numpy" and base.__name__ == "ndarray":
+            return True
+    return False
+
+
+# ---------------------------------------------------------------- the loop
+
+cdef struct Look:
+    fp_segment *segment
+    fp_lane *lane
+    uint64_t number     # of the job it knows
+    bint starved        # it waits for input of that job; else for another job
+    bint abandoned      # it takes nothing more of that job
+
+cdef int has_work(void *context) noexcept nogil:
+    cdef Look *look = <Look *>context
+    cdef uint64_t word, total
+    if load(look.lane.command) != 0:
+        return 1
+    word = load(look.segment.gate.claim)
+    if fp_claim_index(word) == FP_INDEX_CLOSED:
+        return 0
+    if fp_claim_number(word) != look.number:
+        return 1
+    if look.abandoned:
+        return 0
+    if fp_claim_index(word) < load(look.segment.job.avail):
+        return 1
+    total = load(look.segment.job.total)
+    return look.starved and total != FP_TOTAL_UNKNOWN and fp_claim_index(word) >= total
+
+
+cdef class Loop:
+    """One worker's life.
+
+    Parameters
+    ----------
+    segment : Segment
+    worker : int
+    host : object
+        ``adopt(version, blob)`` returns the task function and its leading arguments, or None if this worker cannot have
+        the function in its current form; ``initialize()``, ``finalize()``, ``flush()``;
+        ``describe(error, what, task, element)`` returns the pickled description of an exception.
+    """
+    cdef Segment segment
+    cdef uint32_t worker
+    cdef object host
+    cdef LaneEncoder out
+    cdef Decoder decoder
+    cdef fp_line *line
+    cdef Look look
+    cdef object function
+    cdef PyObject **args      # [0] is for the callee, then the leading arguments, then the task's
+    cdef Py_ssize_t args_size
+    cdef tuple leading
+    cdef bint initialized
+    cdef bint ran             # it has run a task
+    cdef uint32_t flags
+    cdef uint64_t task_ns     # measured; 0: not known
+    cdef uint64_t tasks
+
+    def __cinit__(self, Segment segment, uint32_t worker, host):
+        self.segment = segment
+        self.worker = worker
+        self.host = host
+        self.line = fp_line_of(segment.at, worker)
+        segment.adopt_heap(worker)
+        self.out = LaneEncoder(segment, worker)
+        self.decoder = Decoder(segment, segment.lanes)
+        self.leading = ()
+        self.look.segment = segment.at
+        self.look.lane = fp_lane_of(segment.at, worker)
+        self.look.number = FP_INDEX_CLOSED  # no job's number
+        self.reserve(16)
+
+    def __dealloc__(self):
+        free(self.args)
+
+    cdef int reserve(self, Py_ssize_t count) except -1:
+        """Make room for `count` arguments in all."""
+        cdef Py_ssize_t size = count + 1
+        cdef void *larger
+        if size > self.args_size:
+            larger = realloc(self.args, 2 * size * sizeof(PyObject *))
+            if larger is NULL:
+                raise MemoryError()
+            self.args = <PyObject **>larger
+            self.args_size = 2 * size
+        return 0
+
+    cdef void become(self, uint32_t state) noexcept:
+        if peek(self.line.state) != state:
+            move_state(self.line, state)
+
+    # ------------------------------------------------------------ life
+
+    def run(self) -> None:
+        """Work until told to stop, or until the job says so, or the lifespan is over."""
+        cdef uint64_t number, first, count
+        cdef int found
+        store(self.line.started_ns, now_ns())
+        self.become(FP_IDLE)
+        while True:
+            found = FP_CLAIM_EXHAUSTED
+            if not self.look.abandoned or fp_claim_number(load(self.segment.at.gate.claim)) != self.look.number:
+                found = claim_next(self.segment.at, self.worker, self.look.number, self.budget(), self.task_ns,
+                                   &number, &first, &count)
+            if found == FP_CLAIM_OTHER:
+                if not self.adopt(number):
+                    break
+            elif found == FP_CLAIM_OK:
+                if not self.work(first, count):
+                    self.look.abandoned = True
+                elif self.budget_spent():
+                    break
+            elif load(self.look.lane.command) == FP_CMD_STOP:
+                break
+            elif found == FP_CLAIM_EXHAUSTED and self.is_last():
+                break
+            else:
+                self.rest(found == FP_CLAIM_STARVED)
+        self.leave()
+
+    cdef bint is_last(self):
+        """The job this worker knows was its last."""
+        return self.flags & FP_JOB_LAST and not self.look.abandoned and self.knows_current()
+
+    cdef bint knows_current(self):
+        cdef uint64_t word = load(self.segment.at.gate.claim)
+        return fp_claim_number(word) == self.look.number and fp_claim_index(word) != FP_INDEX_CLOSED
+
+    cdef uint64_t budget(self):
+        """The most tasks to claim, so that the lifespan is not exceeded; 0: any. A given chunk size is not cut."""
+        cdef uint64_t lifespan = self.segment.at.job.lifespan
+        if self.segment.at.job.chunk_fixed:
+            return 0
+        return lifespan - self.tasks if lifespan > self.tasks else 0
+
+    cdef bint budget_spent(self):
+        cdef uint64_t lifespan = self.segment.at.job.lifespan
+        return lifespan != 0 and self.tasks >= lifespan
+
+    cdef int rest(self, bint starved) except -1:
+        """Nothing to claim: say so, and sleep until there is."""
+        cdef uint64_t since = now_ns()
+        self.look.starved = starved
+        self.out.close()
+        claim_drop(self.segment.at, self.worker)
+        self.become(FP_IDLE)
+        self.host.flush()
+        self.out.tell_parent()
+        self.segment.wait_as_worker(self.worker, has_work, &self.look)
+        poke(self.line.waiting_ns, peek(self.line.waiting_ns) + now_ns() - since)
+        return 0
+
+    cdef bint adopt(self, uint64_t number) except -1:
+        """Learn the functions of another job. False: this worker cannot have them; its successor will."""
+        cdef Py_ssize_t i
+        cdef object argument
+        cdef object spec = self.segment.read_spec(number)
+        if spec is None:
+            return True  # replaced meanwhile: look again
+        version, blob, flags = spec
+        self.out.phase = FP_PHASE_INIT
+        self.out.job = number
+        self.out.number = 0
+        try:
+            known = self.host.adopt(version, blob)
+        except BaseException as error:
+            self.report(error, "function", None, None)
+            self.out.close()
+            self.look.abandoned = True
+            self.look.number = number
+            return True
+        if known is None:
+            return False
+        self.function, self.leading = known
+        self.reserve(len(self.leading) + 16)
+        for i in range(len(self.leading)):
+            argument = self.leading[i]
+            self.args[1 + i] = <PyObject *>argument
+        self.flags = flags
+        self.look.number = number
+        self.look.abandoned = False
+        self.task_ns = 0
+        return True
+
+    cdef int leave(self) except -1:
+        """Run the exit function of a worker that ran a task; after this nothing shared is written."""
+        cdef uint64_t since = now_ns()
+        self.out.close()
+        claim_drop(self.segment.at, self.worker)
+        self.become(FP_EXITING)
+        if self.ran:
+            self.out.phase = FP_PHASE_EXIT
+            self.out.number = 0
+            what = "worker_exit"
+            try:
+                if self.host.has_exit():
+                    value = self.host.finalize()
+                    what = "exit result"
+                    self.out.put(value)
+            except BaseException as error:
+                self.report(error, what, None, None)
+        self.host.flush()
+        self.out.close()
+        store(self.line.exit_ns, now_ns() - since)
+        self.become(FP_EXITED)
+        self.out.tell_parent()
+        return 0
+
+    cdef bint initialize(self) except -1:
+        """Run the init function before the first task. False if it failed (and was reported)."""
+        cdef uint64_t since = now_ns()
+        if self.initialized:
+            return True
+        if self.host.has_init():
+            self.become(FP_INITIALIZING)
+            self.out.phase = FP_PHASE_INIT
+            self.out.number = 0
+            try:
+                self.host.initialize()
+            except BaseException as error:
+                self.report(error, "worker_init", None, None)
+                self.out.close()
+                return False
+            store(self.line.init_ns, now_ns() - since)
+        self.initialized = True
+        return True
+
+    # ------------------------------------------------------------ tasks
+
+    cdef bint work(self, uint64_t first, uint64_t count) except -1:
+        """Run the claimed units. False if the job is to be abandoned."""
+        cdef fp_job *job = &self.segment.at.job
+        cdef fp_feed_slot *slot
+        cdef uint64_t since, done, took
+        cdef bint complete
+        self.out.job = job.number
+        if first + count >= load(job.hungry_at):
+            self.out.tell_parent()
+        if not self.initialize():
+            return False
+        self.become(FP_RUNNING)
+        self.ran = True
+        self.out.phase = FP_PHASE_TASK
+        self.out.waited_ns = 0
+        since = now_ns()
+        if job.unit == FP_UNIT_TASK:
+            self.out.number = first
+            complete = self.run_range(first, count, job.range_start, job.range_step)
+            done = self.out.number - first
+        else:
+            slot = fp_feed_of(self.segment.at, first)
+            first = slot.first
+            self.out.number = first
+            complete = self.run_chunk(<const unsigned char *>fp_at(self.segment.at, slot.offset), slot.bytes)
+            done = self.out.number - first
+        self.out.close()
+        took = now_ns() - since - self.out.waited_ns
+        if done:
+            self.task_ns = max(1, took // done)
+            self.tasks += done
+            poke(self.line.tasks, self.tasks)
+            poke(self.line.tasks_ns, peek(self.line.tasks_ns) + took)
+        poke(self.line.chunks, peek(self.line.chunks) + 1)
+        poke(self.line.waiting_ns, peek(self.line.waiting_ns) + self.out.waited_ns)
+        PyErr_CheckSignals()
+        return complete
+
+    cdef bint run_range(self, uint64_t first, uint64_t count, int64_t start, int64_t step) except -1:
+        """Tasks first … first + count - 1 of a range."""
+        cdef uint64_t job = self.out.job
+        cdef uint64_t index = first
+        cdef uint64_t end = first + count
+        cdef LaneEncoder out = self.out
+        cdef object element = None
+        cdef object result
+        cdef str what = "task"
+        try:
+            while index < end:
+                if peek(self.look.lane.abandon) >= job:
+                    return False
+                element = PyLong_FromLongLong(start + <int64_t>index * step)
+                result = self.call_single(element)
+                what = "result"
+                out.put(result)
+                what = "task"
+                index += 1
+        except BaseException as error:
+            self.report(error, what, index, element)
+            return False
+        return True
+
+    cdef bint run_chunk(self, const unsigned char *at, uint64_t size) except -1:
+        """Tasks of a chunk that the parent encoded."""
+        cdef uint64_t job = self.out.job
+        cdef const unsigned char *end = at + size
+        cdef const fp_record *record
+        cdef const unsigned char *item
+        cdef const unsigned char *stop
+        cdef uint64_t closed, left, used
+        cdef int kind
+        cdef LaneEncoder out = self.out
+        cdef object element = None
+        cdef object result
+        cdef str what = "argument"
+        try:
+            while at < end:
+                record = <const fp_record *>at
+                closed = record.closed
+                kind = record.kind
+                left = (closed >> 32) & 0x7FFFFFFF
+                used = <uint32_t>closed
+                item = at + sizeof(fp_record)
+                stop = item + used
+                at = item + fp_align(used, 8)
+                while left > 0:
+                    if peek(self.look.lane.abandon) >= job:
+                        return False
+                    left -= 1
+                    what = "argument"
+                    element = self.decoder.item(kind, &item, stop)
+                    what = "task"
+                    if kind < FP_KIND_PICKLE:
+                        result = self.call_single(element)
+                    else:
+                        result = self.call(element)
+                    what = "result"
+                    out.put(result)
+        except BaseException as error:
+            self.report(error, what, out.number, element)
+            return False
+        return True
+
+    cdef inline object call_single(self, object element):
+        cdef Py_ssize_t n = len(self.leading)
+        self.args[1 + n] = <PyObject *>element
+        return PyObject_Vectorcall(self.function, self.args + 1, (n + 1) | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
+
+    cdef object call(self, object element):
+        """Call with an element that may have to be unpacked."""
+        cdef int shape = shape_of(element)
+        cdef Py_ssize_t n = len(self.leading)
+        cdef Py_ssize_t i
+        cdef tuple given
+        cdef dict keywords
+        cdef object argument
+        if shape == SINGLE:
+            return self.call_single(element)
+        if shape == KEYWORD:
+            keywords = dict(element)
+            return PyObject_VectorcallDict(self.function, self.args + 1, n | PY_VECTORCALL_ARGUMENTS_OFFSET,
+                                           <PyObject *>keywords)
+        given = tuple(element)
+        self.reserve(n + len(given))
+        for i in range(len(given)):
+            argument = given[i]
+            self.args[1 + n + i] = <PyObject *>argument
+        return PyObject_Vectorcall(self.function, self.args + 1,
+                                   (n + len(given)) | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
+
+    cdef int report(self, error, str what, task, element) except -1:
+        """Send the description of an exception in the place of a result."""
+        cdef bytes payload = self.host.describe(error, what, task, element)
+        self.out.put_error(payload)
+        return 0

@@ -1,0 +1,155 @@
+"""What can go wrong, as types with fields. Each error of fastpool's own is a :class:`FastpoolError` and the builtin that
+users catch for that kind of thing."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+
+
+class FastpoolError(Exception):
+    """Root of fastpool's own errors."""
+
+
+class WorkerDiedError(FastpoolError, RuntimeError):
+    """A worker process ended without having been asked to.
+
+    Attributes
+    ----------
+    worker_id : int
+    pid : int
+    exitcode : int or None
+        As in ``multiprocessing``: the exit status, or minus the signal's number; None if somebody else reaped it.
+    state : str
+        What the worker was doing: ``starting``, ``idle``, ``initializing``, ``running``, ``exiting``.
+    tasks : range
+        Numbers (positions in the input) of the tasks it held that have no result.
+    """
+
+    def __init__(self, worker_id: int, pid: int, exitcode: int | None, state: str, tasks: range) -> None:
+        super().__init__(worker_id, pid, exitcode, state, tasks)
+        self.worker_id = worker_id
+        self.pid = pid
+        self.exitcode = exitcode
+        self.state = state
+        self.tasks = tasks
+
+    def __str__(self) -> str:
+        return (
+            f"worker {self.worker_id} (pid {self.pid}) {describe_end(self.exitcode)} while {self.state}; "
+            f"{describe_tasks(self.tasks)}.{likely_cause(self.exitcode, self.state)}"
+        )
+
+
+def describe_end(exitcode: int | None) -> str:
+    """How a process ended, in words."""
+    if exitcode is None:
+        return "ended, with a status that somebody else collected,"
+    if exitcode >= 0:
+        return f"exited with status {exitcode}"
+    try:
+        name = signal.Signals(-exitcode).name
+    except ValueError:
+        name = f"signal {-exitcode}"
+    return f"was killed by {name}"
+
+
+def describe_tasks(tasks: range) -> str:
+    """The tasks of a dead worker, in words."""
+    if not tasks:
+        return "it held no task"
+    if len(tasks) == 1:
+        return f"it held task {tasks[0]}"
+    return f"it held tasks {tasks[0]} to {tasks[-1]}, of which at most the first was begun"
+
+
+def likely_cause(exitcode: int | None, state: str) -> str:
+    """What usually makes a process end like that, and what to do."""
+    if state == "starting":
+        return " It never came up: look at what it printed, and whether threads of the parent held locks at the fork."
+    if exitcode == -signal.SIGKILL:
+        return " SIGKILL usually means that memory ran out: use fewer workers or smaller chunks."
+    if exitcode in (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL):
+        return " A C extension crashed: run the task in the parent under `python -X faulthandler`."
+    if exitcode is not None and exitcode >= 0:
+        return " Something in it called os._exit or ended the interpreter."
+    return ""
+
+
+class SerializationError(FastpoolError, pickle.PicklingError):
+    """A function, argument, result or exception could not be turned into bytes, or back.
+
+    Attributes
+    ----------
+    what : str
+        ``"argument"``, ``"result"``, ``"exception"``, ``"function"``, ``"exit result"``.
+    task : int or None
+        Number of the task.
+    worker_id : int or None
+        The worker it happened in; None: the parent.
+    """
+
+    def __init__(self, what: str, task: int | None, worker_id: int | None, detail: str) -> None:
+        super().__init__(what, task, worker_id, detail)
+        self.what = what
+        self.task = task
+        self.worker_id = worker_id
+        self.detail = detail
+
+    def __str__(self) -> str:
+        where = "the parent" if self.worker_id is None else f"worker {self.worker_id}"
+        of = "" if self.task is None else f" of task {self.task}"
+        return (
+            f"the {self.what}{of} cannot be sent between processes (in {where}): {self.detail}. "
+            "Pass objects that pickle can handle, or make them inside the worker (worker_init)."
+        )
+
+
+class DamagedMemoryError(FastpoolError, RuntimeError):
+    """Shared memory holds what the protocol does not allow: something wrote over it.
+
+    Attributes
+    ----------
+    what : str
+        What was found to be damaged.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
+
+    def __str__(self) -> str:
+        return (
+            f"the pool's shared memory was damaged: {self.what}. "
+            "A C extension in a task probably wrote out of bounds; the pool's workers were stopped."
+        )
+
+
+class RemoteError(FastpoolError):
+    """Where an exception came from: the ``__cause__`` of what a map raises.
+
+    Attributes
+    ----------
+    worker_id : int
+    phase : str
+        ``"task"``, ``"worker_init"`` or ``"worker_exit"``.
+    task : int or None
+        Number of the task (position in the input).
+    arguments : str
+        The task's arguments, shortened.
+    traceback : str
+        The traceback in the worker.
+    """
+
+    def __init__(self, worker_id: int, phase: str, task: int | None, arguments: str, traceback: str) -> None:
+        super().__init__(worker_id, phase, task, arguments, traceback)
+        self.worker_id = worker_id
+        self.phase = phase
+        self.task = task
+        self.arguments = arguments
+        self.traceback = traceback
+
+    def __str__(self) -> str:
+        of = f"task {self.task}" if self.phase == "task" else self.phase
+        given = f"\narguments: {self.arguments}" if self.arguments else ""
+        return f"raised by {of} in worker {self.worker_id}{given}\n\n{self.traceback}"

@@ -1,0 +1,137 @@
+"""One frozen description of a map, made and checked once, before any worker starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sized
+from dataclasses import dataclass
+from typing import Any
+
+from fastpool.functions import Function, Functions
+
+INT64 = range(-(2**63), 2**63)
+MOST_UNITS = 2**40 - 2  # of the claim word; longer ranges are iterated
+
+
+@dataclass(frozen=True)
+class MapJob:
+    """What a map call was asked to do.
+
+    Attributes
+    ----------
+    functions : Functions
+    iterable : iterable
+        The input; not touched yet.
+    length : int or None
+        Number of tasks as far as it is known: exact for ranges, else what ``len`` said, bounded by ``iterable_len``.
+    limit : int or None
+        The most elements to take.
+    chunk_size : float or None
+        Tasks a chunk (on average); None: by measured speed.
+    max_tasks_active : int or None
+        The most tasks that are handed out and not collected.
+    worker_lifespan : int or None
+        Tasks after which a worker is replaced.
+    """
+
+    functions: Functions
+    iterable: Iterable[Any]
+    length: int | None
+    limit: int | None
+    chunk_size: float | None
+    max_tasks_active: int | None
+    worker_lifespan: int | None
+
+    @property
+    def as_range(self) -> range | None:
+        """The input as a range that workers can compute from three 64-bit integers, or None."""
+        if type(self.iterable) is not range:
+            return None
+        whole = self.iterable if self.limit is None else self.iterable[: self.limit]
+        if not whole:
+            return whole
+        fits = whole[0] in INT64 and whole[-1] in INT64 and whole.step in INT64
+        short = whole[MOST_UNITS:] == range(0)
+        even = self.chunk_size is None or self.chunk_size == int(self.chunk_size)
+        return whole if fits and short and even else None
+
+
+def make_map_job(
+    func: Function,
+    iterable_of_args: Iterable[Any],
+    iterable_len: int | None,
+    max_tasks_active: int | None,
+    chunk_size: float | None,
+    n_splits: int | None,
+    worker_lifespan: int | None,
+    worker_init: Function | None,
+    worker_exit: Function | None,
+) -> MapJob:
+    """Check the arguments of a map.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the parameter, what was given and what is allowed.
+    """
+    _check_callable("func", func, optional=False)
+    _check_callable("worker_init", worker_init)
+    _check_callable("worker_exit", worker_exit)
+    if not isinstance(iterable_of_args, Iterable) and not hasattr(iterable_of_args, "__getitem__"):
+        raise TypeError(f"iterable_of_args must be an iterable, not {type(iterable_of_args).__name__}")
+    _check_int("iterable_len", iterable_len, least=0)
+    _check_int("max_tasks_active", max_tasks_active, least=1)
+    _check_int("n_splits", n_splits, least=1)
+    _check_int("worker_lifespan", worker_lifespan, least=1)
+    _check_chunk_size(chunk_size)
+    length = _length(iterable_of_args, iterable_len)
+    if chunk_size is None and n_splits is not None:
+        if length is None:
+            raise ValueError("n_splits needs a known number of tasks: give iterable_len, or an iterable with a length")
+        chunk_size = max(1.0, length / n_splits)
+    return MapJob(
+        functions=Functions(func, worker_init, worker_exit),
+        iterable=iterable_of_args,
+        length=length,
+        limit=iterable_len,
+        chunk_size=chunk_size,
+        max_tasks_active=max_tasks_active,
+        worker_lifespan=worker_lifespan,
+    )
+
+
+def _length(iterable: Iterable[Any], limit: int | None) -> int | None:
+    if type(iterable) is range:  # len() refuses more than sys.maxsize
+        step = iterable.step
+        length: int | None = max(0, (iterable.stop - iterable.start + step - (1 if step > 0 else -1)) // step)
+    elif isinstance(iterable, Sized):
+        length = len(iterable)
+    else:
+        length = None
+    if limit is None:
+        return length
+    return limit if length is None else min(length, limit)
+
+
+def _check_callable(name: str, value: Any, optional: bool = True) -> None:
+    if callable(value) or (optional and value is None):
+        return
+    raise TypeError(f"{name} must be callable{' or None' if optional else ''}, not {type(value).__name__}")
+
+
+def _check_int(name: str, value: Any, least: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an int or None, not {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value}")
+
+
+def _check_chunk_size(value: Any) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not (hasattr(value, "__index__") or isinstance(value, float)):
+        raise TypeError(f"chunk_size must be an int, a float or None, not {type(value).__name__}")
+    if math.isnan(value) or value < 1 or math.isinf(value):
+        raise ValueError(f"chunk_size must be at least 1 and finite, not {value}")

@@ -1,0 +1,70 @@
+"""What this process may use of the machine: cores and memory, as affinity, control groups and the system allow."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def cpu_count() -> int:
+    """Number of cores this process may use: those of its affinity mask, fewer where a control group sets a quota.
+
+    Returns
+    -------
+    int
+        At least 1.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([cores, *_cpu_quotas()]))
+
+
+def memory_bytes() -> int:
+    """Bytes of memory this process may use: the machine's, or a control group's limit where that is less."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *_memory_limits()])
+
+
+def _own_groups() -> Iterator[Path]:
+    """The control groups of this process and their parents, version 2 and then version 1's cpu and memory."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        root = CGROUP if not controllers else CGROUP / controllers
+        group = root / path.lstrip("/")
+        while True:
+            yield group
+            if group in (root, group.parent):
+                break
+            group = group.parent
+
+
+def _read(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except OSError:
+        return []
+
+
+def _cpu_quotas() -> Iterator[int]:
+    for group in _own_groups():
+        match _read(group / "cpu.max"):
+            case [quota, period] if quota != "max":
+                yield max(1, math.ceil(int(quota) / int(period)))
+        quota_v1, period_v1 = _read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")
+        if quota_v1 and period_v1 and int(quota_v1[0]) > 0:
+            yield max(1, math.ceil(int(quota_v1[0]) / int(period_v1[0])))
+
+
+def _memory_limits() -> Iterator[int]:
+    for group in _own_groups():
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            match _read(group / name):
+                case [limit] if limit != "max":
+                    yield int(limit)

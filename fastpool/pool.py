@@ -1,0 +1,192 @@
+"""WorkerPool: the facade. Signatures, documentation, delegation."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any
+
+from fastpool.job import MapJob, make_map_job
+from fastpool.options import make_options
+from fastpool.supervisor import Supervisor
+
+
+class WorkerPool:
+    """A pool of worker processes.
+
+    Parameters
+    ----------
+    n_jobs : int, optional
+        Number of workers. Default: :func:`fastpool.cpu_count`.
+    daemon : bool, default True
+        Daemonic workers end with the parent and may not have children of their own; ``False`` allows nested pools.
+    shared_objects : object, optional
+        Given to every function after the worker id. Workers are forked, so they see it without a copy, as it is at the
+        start of the map; what a worker changes in it stays in that worker.
+    pass_worker_id : bool, default False
+        Give every function the worker's number (0 … n_jobs - 1) as its first argument.
+    use_worker_state : bool, default False
+        Give every function a dict of the worker's own, after the worker id and the shared objects.
+    start_method : {"fork"}, default "fork"
+    keep_alive : bool, default False
+        Workers survive the end of a map, with their state, until :meth:`stop_and_join`, :meth:`terminate` or the end of
+        the ``with`` block. A kept worker that ends in between is an error in the next call.
+    memory_limit : int, optional
+        Bytes of shared memory that input and large results may take together; large results beyond it travel in pieces.
+        Default: half of what this process may use of the machine.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A parameter has a wrong type or value.
+
+    Examples
+    --------
+    >>> from fastpool import WorkerPool
+    >>> with WorkerPool(n_jobs=2) as pool:
+    ...     pool.map(abs, range(-3, 3))
+    [3, 2, 1, 0, 1, 2]
+    """
+
+    def __init__(
+        self,
+        n_jobs: int | None = None,
+        daemon: bool = True,
+        *,
+        shared_objects: Any = None,
+        pass_worker_id: bool = False,
+        use_worker_state: bool = False,
+        start_method: str = "fork",
+        keep_alive: bool = False,
+        memory_limit: int | None = None,
+    ) -> None:
+        options = make_options(
+            n_jobs, daemon, shared_objects, pass_worker_id, use_worker_state, start_method, keep_alive, memory_limit
+        )
+        self._supervisor = Supervisor(options)
+        self._busy = threading.Lock()
+        self._finalizer = weakref.finalize(self, self._supervisor.terminate)
+
+    def map(
+        self,
+        func: Callable[..., Any],
+        iterable_of_args: Iterable[Any],
+        iterable_len: int | None = None,
+        max_tasks_active: int | None = None,
+        chunk_size: float | None = None,
+        n_splits: int | None = None,
+        worker_lifespan: int | None = None,
+        *,
+        worker_init: Callable[..., Any] | None = None,
+        worker_exit: Callable[..., Any] | None = None,
+    ) -> list[Any]:
+        """Call a function with each element of an input, in the workers, and return the results in order.
+
+        An element that is a tuple, a list or another iterable (but no str, bytes or array) is unpacked as positional
+        arguments, a dict as keyword arguments; anything else is the one argument. The function gets, before them, what
+        the pool was told to pass: worker id, shared objects, worker state.
+
+        Parameters
+        ----------
+        func : callable
+        iterable_of_args : iterable
+            Iterated in the calling thread, lazily, at most a few chunks ahead of the workers.
+        iterable_len : int, optional
+            The most elements to take.
+        max_tasks_active : int, optional
+            The most tasks that may be handed out and not collected. Default: a few chunks for each worker.
+        chunk_size : int or float, optional
+            Tasks a worker takes at a time (a float: on average). Default: from measured speed. Wins over `n_splits`.
+        n_splits : int, optional
+            Number of chunks.
+        worker_lifespan : int, optional
+            A worker ends after the chunk in which it has run this many tasks, and another takes its place.
+        worker_init : callable, optional
+            Called once in each worker, before its first task.
+        worker_exit : callable, optional
+            Called once in each worker that ran a task, when it ends; what it returns is in :meth:`get_exit_results`.
+
+        Returns
+        -------
+        list
+            ``func``'s results, in the order of the input.
+
+        Raises
+        ------
+        Exception
+            What a task, `worker_init` or `worker_exit` raised, with its own type, arguments and attributes, caused by a
+            :class:`fastpool.RemoteError`; or what the input itself raised while it was iterated. All workers are stopped
+            then, without their exit functions; the pool can be used again.
+        WorkerDiedError
+            A worker ended without being asked to.
+        SerializationError
+            An argument, a result or an exception cannot be pickled, or not be unpickled.
+        MemoryError
+            The input does not fit into `memory_limit`, even chunk by chunk.
+        RuntimeError
+            Another map of this pool is running, or the pool was made in another process.
+        TypeError, ValueError
+            A parameter has a wrong type or value; no worker was started.
+        """
+        job = make_map_job(
+            func,
+            iterable_of_args,
+            iterable_len,
+            max_tasks_active,
+            chunk_size,
+            n_splits,
+            worker_lifespan,
+            worker_init,
+            worker_exit,
+        )
+        return self._exclusively(self._run, job)
+
+    def _run(self, job: MapJob) -> list[Any]:
+        return self._supervisor.run(job)
+
+    def _exclusively(self, call: Callable[..., Any], *args: Any) -> Any:
+        if not self._busy.acquire(blocking=False):
+            raise RuntimeError("this pool is busy: another map of it is running")
+        try:
+            return call(*args)
+        finally:
+            self._busy.release()
+
+    def get_exit_results(self) -> list[Any]:
+        """What `worker_exit` returned in each worker that ran a task and has ended since the workers were last started.
+
+        Returns
+        -------
+        list
+            In no particular order: fewer than ``n_jobs`` for small maps, more with `worker_lifespan`, none before the
+            workers end (``keep_alive``: after :meth:`stop_and_join`).
+        """
+        return list(self._supervisor.exit_results)
+
+    def stop_and_join(self) -> None:
+        """Let the workers run their exit functions and end, and collect the exit results.
+
+        Raises
+        ------
+        WorkerDiedError
+            A kept worker had ended without being asked to.
+        Exception
+            What an exit function raised.
+        """
+        self._exclusively(self._supervisor.stop)
+
+    join = stop_and_join
+
+    def terminate(self) -> None:
+        """Stop all workers now, without their exit functions. The pool can be used again."""
+        self._exclusively(self._supervisor.terminate)
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None
+    ) -> None:
+        self.terminate()

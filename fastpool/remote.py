@@ -1,0 +1,25 @@
+"""An exception of a worker's, made to stand in the parent."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+from fastpool.errors import RemoteError, SerializationError
+
+
+def revive(worker_id: int, task: int | None, payload: Any) -> BaseException:
+    """The exception that :meth:`fastpool.worker.Host.describe` described, caused by a :class:`RemoteError`."""
+    blob, summary, phase, arguments, text = payload
+    cause = RemoteError(worker_id, phase, task, arguments, text)
+    error: BaseException
+    if blob is None:
+        error = SerializationError("exception", task, worker_id, f"pickling it failed: {summary}")
+    else:
+        try:
+            error = pickle.loads(blob)
+        except Exception as broken:
+            detail = f"unpickling it failed with {type(broken).__qualname__}: {broken}; it was {summary}"
+            error = SerializationError("exception", task, None, detail)
+    error.__cause__ = cause
+    return error

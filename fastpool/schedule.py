@@ -1,0 +1,75 @@
+"""How large the next chunk of fed input is, and how far the input may be read ahead."""
+
+from __future__ import annotations
+
+import math
+
+from fastpool.job import MapJob
+
+CHUNK_NS = 1_000_000  # a chunk lasts about this long: claiming shows below 50 µs, imbalance above a few ms
+MOST_TASKS = 1 << 17  # of a chunk by measured speed
+FIRST_TASKS = 64  # most of a chunk while no task has been timed
+AHEAD = 4  # chunks a worker that may wait, unclaimed
+
+
+class Schedule:
+    """Chunk sizes for input that the parent feeds.
+
+    With a given chunk size, chunk k ends at task ``ceil((k + 1) * size)``, so that sizes average to it. Otherwise chunks
+    last about CHUNK_NS by the workers' own clocks and shrink towards the end (guided self-scheduling: Polychronopoulos
+    and Kuck, 1987).
+
+    Parameters
+    ----------
+    job : MapJob
+    n_workers : int
+    """
+
+    def __init__(self, job: MapJob, n_workers: int) -> None:
+        self.job = job
+        self.n_workers = n_workers
+        self.chunks = 0
+        self.even: int | None = None  # a size that divides the lifespan, so that no worker outlives it
+        if job.worker_lifespan is not None and job.chunk_size is None:
+            most = FIRST_TASKS if job.length is None else max(1, job.length // (4 * n_workers))
+            self.even = largest_divisor(job.worker_lifespan, min(FIRST_TASKS, most))
+
+    def next_size(self, fed: int, task_ns: float | None) -> int:
+        """Tasks of the next chunk, when `fed` tasks went before it."""
+        if self.job.chunk_size is not None:
+            return max(1, math.ceil((self.chunks + 1) * self.job.chunk_size) - fed)
+        if self.even is not None:
+            return self.even
+        if task_ns is None:
+            size = min(FIRST_TASKS, 2 ** (self.chunks // self.n_workers))
+        else:
+            size = min(MOST_TASKS, int(CHUNK_NS / max(task_ns, 1)))
+        if self.job.length is not None:
+            size = min(size, max(0, self.job.length - fed) // (4 * self.n_workers))
+        if self.job.max_tasks_active is not None:
+            size = min(size, self.job.max_tasks_active // (2 * self.n_workers))
+        return max(1, size)
+
+    def may_feed(self, fed: int, collected: int, unclaimed: int) -> int:
+        """The most tasks that may be fed now: 0 while the window is full."""
+        if unclaimed >= AHEAD * self.n_workers:
+            return 0
+        if self.job.max_tasks_active is None:
+            return MOST_TASKS if self.job.chunk_size is None else math.ceil(self.job.chunk_size) + 1
+        return max(0, self.job.max_tasks_active - (fed - collected))
+
+
+def largest_divisor(number: int, most: int) -> int:
+    """The largest divisor of `number` that is at most `most`."""
+    return next(size for size in range(min(number, most), 0, -1) if number % size == 0)
+
+
+def collect_grain(left: int | None, n_workers: int, window: int | None) -> int:
+    """How many more results of one worker are worth waking the parent for, in a map that only builds a list.
+
+    Many while much is left, few towards the end, never more than the window of active tasks lets pile up.
+    """
+    grain = 16384 if left is None else max(1, min(16384, left // (4 * n_workers)))
+    if window is not None:
+        grain = max(1, min(grain, window // (2 * n_workers)))
+    return grain

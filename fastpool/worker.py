@@ -1,0 +1,140 @@
+"""What a worker does in Python: functions, errors, output."""
+
+from __future__ import annotations
+
+import pickle
+import reprlib
+import sys
+import traceback
+from typing import Any
+
+from fastpool import functions
+from fastpool._native import Segment
+from fastpool._worker import Loop
+from fastpool.errors import FastpoolError, SerializationError
+from fastpool.functions import Function, Functions
+
+_shorten = reprlib.Repr()
+_shorten.maxstring = _shorten.maxother = 200
+_shorten.maxlong = 80
+
+
+class Host:
+    """What the worker's loop asks Python for; see :class:`fastpool._worker.Loop`.
+
+    Parameters
+    ----------
+    worker_id : int
+    leading : tuple
+        Arguments that every function gets first: worker id, shared objects, worker state, as the pool was told.
+    version : int
+        Of the functions this worker was forked with.
+    inherited : Functions
+    """
+
+    def __init__(self, worker_id: int, leading: tuple[Any, ...], version: int, inherited: Functions) -> None:
+        self.worker_id = worker_id
+        self.leading = leading
+        self.version = version
+        self.functions = inherited
+
+    def adopt(self, version: int, blob: bytes | None) -> tuple[Function, tuple[Any, ...]] | None:
+        """The task function of a job and its leading arguments; None if this worker cannot have it."""
+        if version != self.version:
+            if blob is None:
+                return None
+            try:
+                self.functions = functions.loads(blob)
+            except functions.StaleFunctionError:
+                return None
+            self.version = version
+        return self.functions.task, self.leading
+
+    def has_init(self) -> bool:
+        return self.functions.init is not None
+
+    def initialize(self) -> None:
+        assert self.functions.init is not None
+        self.functions.init(*self.leading)
+
+    def has_exit(self) -> bool:
+        return self.functions.exit is not None
+
+    def finalize(self) -> Any:
+        assert self.functions.exit is not None
+        return self.functions.exit(*self.leading)
+
+    def flush(self) -> None:
+        """What tasks have printed should be seen when the map returns, whatever happens to this worker later."""
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (AttributeError, ValueError, OSError):  # no stream, closed by a task, or nobody reads it
+                continue
+
+    def describe(self, error: BaseException, what: str, task: int | None, element: Any) -> bytes:
+        """The pickled description of an exception: see :func:`fastpool.remote.revive`."""
+        text = "".join(traceback.format_exception(type(error), error, own_part(error)))
+        if what not in ("task", "worker_init", "worker_exit") and not isinstance(error, FastpoolError):
+            detail = f"{type(error).__qualname__}: {error}"
+            cause = error
+            error = SerializationError(what, task, self.worker_id, detail)
+            error.__cause__ = cause
+        phase = what if what in ("worker_init", "worker_exit") else "task"
+        arguments = "" if what == "argument" or phase != "task" or task is None else _shorten.repr(element)
+        summary = f"{type(error).__qualname__}: {shorten_str(error)}"
+        return pickle.dumps((dump_exception(error), summary, phase, arguments, text), 5)
+
+
+def shorten_str(error: BaseException) -> str:
+    try:
+        return str(error)[:500]
+    except Exception as broken:
+        return f"<its __str__ raised {type(broken).__qualname__}>"
+
+
+def own_part(error: BaseException) -> Any:
+    """The traceback without fastpool's own frames at its beginning."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename.endswith(("_worker.pyx", "fastpool/worker.py")):
+        frames = frames.tb_next
+    return frames
+
+
+def dump_exception(error: BaseException) -> bytes | None:
+    """Pickle an exception so that it comes back with its type, arguments and attributes; None if that cannot be.
+
+    Many exception classes pickle but do not unpickle, because ``BaseException`` calls the class with ``args``, which need
+    not fit the class's constructor. Those are rebuilt without calling the constructor.
+    """
+    for form in (error, _Rebuilt(error)):
+        try:
+            blob = pickle.dumps(form, 5)
+            if type(pickle.loads(blob)) is type(error):
+                return blob
+        except Exception:  # noqa: S112, PERF203 - the next form, or None, says so
+            continue
+    return None
+
+
+class _Rebuilt:
+    """Pickles as a call of :func:`rebuild`."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return rebuild, (type(self.error), self.error.args, dict(self.error.__dict__))
+
+
+def rebuild(kind: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]) -> BaseException:
+    """An exception of `kind` as it was, without calling its constructor."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
+
+
+def run(segment: Segment, host: Host) -> None:
+    """The main function of a worker process."""
+    Loop(segment, host.worker_id, host).run()

@@ -1,0 +1,67 @@
+"""Builds the extensions. What is not about extensions is in pyproject.toml.
+
+Switches (environment variables, "1" turns one on):
+    FASTPOOL_POSIX      only POSIX system calls, none of Linux's own (tests the portable ways)
+    FASTPOOL_SANITIZE   AddressSanitizer and UndefinedBehaviorSanitizer
+    FASTPOOL_DEBUG      no optimisation, assertions on
+"""
+
+import os
+from glob import glob
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+
+def switched(name: str) -> bool:
+    return os.environ.get(f"FASTPOOL_{name}", "") == "1"
+
+
+compile_args = ["-std=c11", "-Wall", "-Wno-unused-function"]
+link_args: list[str] = []
+macros: list[tuple[str, str | None]] = [("_GNU_SOURCE", None)]
+if switched("DEBUG"):
+    compile_args += ["-O0", "-g", "-UNDEBUG"]
+else:
+    compile_args += ["-O3"]
+if switched("SANITIZE"):
+    sanitize = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g"]
+    compile_args += sanitize
+    link_args += sanitize
+if switched("POSIX"):
+    macros += [("FP_POSIX", None)]
+
+
+def extension(name: str, sources: list[str]) -> Extension:
+    return Extension(
+        f"fastpool.{name}",
+        [f"fastpool/{name}.pyx", *sources],
+        include_dirs=["csrc"],
+        depends=glob("csrc/*.h") + glob("fastpool/*.pxd"),
+        define_macros=macros,
+        extra_compile_args=compile_args,
+        extra_link_args=link_args,
+    )
+
+
+extensions = [
+    extension("_native", sorted(glob("csrc/*.c"))),  # the only one that links csrc
+    extension("_codec", []),
+    extension("_feed", []),
+    extension("_worker", []),
+    extension("_collect", []),
+]
+
+setup(
+    ext_modules=cythonize(
+        extensions,
+        build_dir="build/cython",
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": False,
+            "wraparound": False,
+            "cdivision": True,
+            "embedsignature": True,
+        },
+    )
+)

@@ -1,0 +1,49 @@
+"""Around every test: nothing may be left behind. And which tests are long."""
+
+from __future__ import annotations
+
+import os
+
+# A BLAS with threads of its own starts them again when it likes, which would look like a leak.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import numpy  # noqa: F401  (what it opens and starts for good is there before the first test)
+import pytest
+from leftovers import leftovers, settle, snapshot
+
+failed_in_call = pytest.StashKey[bool]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked `long` run with FASTPOOL_LONG=1 only (`make test-full`)."""
+    if os.environ.get("FASTPOOL_LONG") == "1":
+        return
+    long = [item for item in items if item.get_closest_marker("long")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
+    outcome = yield
+    if call.when == "call":
+        item.stash[failed_in_call] = outcome.get_result().failed
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves processes, descriptors, threads or shared memory behind.
+
+    A test that has failed already is not checked: its traceback keeps alive what it used.
+    """
+    before = snapshot()
+    yield
+    if request.node.stash.get(failed_in_call, False):
+        return
+    settle(before)
+    if left := leftovers(before, snapshot()):
+        pytest.fail("left behind:\n  " + "\n  ".join(left), pytrace=False)

@@ -1,0 +1,321 @@
+"""Workers that die, in every state; and workers whose owner dies."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from fastpool import WorkerDiedError, WorkerPool
+
+SIGNALS = [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM, signal.SIGABRT]
+
+
+def die_at_7(signum: int) -> Any:
+    def task(x: int) -> int:
+        if x == 7:
+            os.kill(os.getpid(), signum)
+            time.sleep(60)
+        return x
+
+    return task
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+@pytest.mark.parametrize("kind", [range, lambda n: list(range(n)), lambda n: iter(range(n))])
+def test_killed_in_a_task(signum: int, kind: Any) -> None:
+    with WorkerPool(n_jobs=2) as pool:
+        with pytest.raises(WorkerDiedError) as caught:
+            pool.map(die_at_7(signum), kind(50), chunk_size=5)
+        error = caught.value
+        assert error.exitcode == -signum
+        assert error.state == "running"
+        assert error.tasks == range(7, 10)
+        assert signal.Signals(signum).name in str(error)
+        assert "tasks 7 to 9" in str(error)
+        assert isinstance(error, RuntimeError)
+        assert pool.map(abs, [-1]) == [1]
+
+
+def exit_at_once(_: Any) -> None:
+    os._exit(3)
+
+
+def test_os_exit_in_a_task() -> None:
+    with WorkerPool(n_jobs=1) as pool:
+        with pytest.raises(WorkerDiedError, match=r"exited with status 3 while running; it held task 0\.") as caught:
+            pool.map(exit_at_once, [0])
+        assert caught.value.exitcode == 3
+
+
+def exit_without_arguments() -> None:
+    os._exit(4)
+
+
+def test_death_in_init_and_in_exit() -> None:
+    with WorkerPool(n_jobs=2) as pool:
+        with pytest.raises(WorkerDiedError, match="while initializing"):
+            pool.map(abs, range(10), worker_init=exit_without_arguments)
+        with pytest.raises(WorkerDiedError, match="while exiting; it held no task"):
+            pool.map(abs, range(10), worker_exit=exit_without_arguments)
+        assert pool.map(abs, [-1]) == [1]
+
+
+def test_a_kept_worker_that_dies_between_maps() -> None:
+    with WorkerPool(n_jobs=2, keep_alive=True) as pool:
+        pid = pool.map(getpid, range(4))[0]
+        os.kill(pid, signal.SIGKILL)
+        wait_until_ended(pid)
+        with pytest.raises(WorkerDiedError, match="was killed by SIGKILL while idle; it held no task"):
+            pool.map(abs, range(10))
+        assert pool.map(abs, [-1]) == [1]
+        pid = pool.map(getpid, range(4))[0]
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(WorkerDiedError):
+            pool.stop_and_join()
+        assert pool.get_exit_results() == []
+
+
+def getpid(_: Any = None) -> int:
+    return os.getpid()
+
+
+def wait_until_ended(pid: int) -> None:
+    """Until the process is gone or a zombie."""
+    handle = os.pidfd_open(pid)
+    import select
+
+    assert select.select([handle], [], [], 10)[0]
+    os.close(handle)
+
+
+def test_a_worker_killed_while_it_sleeps_for_input() -> None:
+    pids: list[int] = []
+
+    def source() -> Iterator[int]:
+        yield 0
+        pids.extend(child.pid or 0 for child in __import__("multiprocessing").active_children())
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        yield from range(1, 5)
+
+    with WorkerPool(n_jobs=2) as pool, pytest.raises(WorkerDiedError, match="SIGKILL"):
+        pool.map(abs, source(), chunk_size=1)
+    assert pids
+
+
+def test_a_worker_killed_while_it_waits_for_room() -> None:
+    """Its ring is full, because the parent is busy in the input."""
+
+    def source() -> Iterator[int]:
+        yield from range(4)
+        time.sleep(0.3)
+        for child in __import__("multiprocessing").active_children():
+            os.kill(child.pid or 0, signal.SIGKILL)
+        yield 4
+
+    def large(_: int) -> list[str]:
+        return ["x" * 20_000] * 1
+
+    with WorkerPool(n_jobs=1) as pool, pytest.raises(WorkerDiedError):
+        pool.map(large, source(), chunk_size=2)
+
+
+def test_stopped_then_killed() -> None:
+    def task(x: int) -> int:
+        if x == 3:
+            os.kill(os.getppid(), 0)
+            subprocess.Popen(["sh", "-c", f"kill -STOP {os.getpid()}; kill -KILL {os.getpid()}"]).wait()
+        return x
+
+    with WorkerPool(n_jobs=2) as pool, pytest.raises(WorkerDiedError, match="SIGKILL"):
+        pool.map(task, range(10))
+
+
+def test_the_error_comes_at_once() -> None:
+    """Other workers are in the middle of long tasks."""
+
+    def task(x: int) -> None:
+        if x == 0:
+            os._exit(1)
+        time.sleep(30)
+
+    began = time.monotonic()
+    with WorkerPool(n_jobs=3) as pool, pytest.raises(WorkerDiedError):
+        pool.map(task, range(3), chunk_size=1)
+    assert time.monotonic() - began < 15
+
+
+def test_a_worker_that_never_comes_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fastpool.worker
+
+    def broken(*_: Any) -> None:
+        os._exit(9)
+
+    monkeypatch.setattr(fastpool.worker, "Loop", broken)
+    with WorkerPool(n_jobs=2) as pool, pytest.raises(WorkerDiedError, match="while starting") as caught:
+        pool.map(abs, range(10))
+    assert caught.value.state == "starting"
+
+
+# ---------------------------------------------------------------- the owner dies
+
+STATES = {
+    "idle": "pool.map(report, range(8), chunk_size=1)\nprint('ready', flush=True)\ntime.sleep(60)",
+    "in python": "pool.map(spin, range(8), chunk_size=1)",
+    "in a C call that holds the GIL": "pool.map(in_c, range(8), chunk_size=1)",
+    "asleep in a task": "pool.map(asleep, range(8), chunk_size=1)",
+    "signals blocked": "pool.map(blocked, range(8), chunk_size=1)",
+    "waiting for input": "pool.map(report, slow(), chunk_size=1)",
+}
+
+SCRIPT = """
+import os, re, signal, sys, threading, time
+from fastpool import WorkerPool
+
+def report(x=0):
+    print("worker", os.getpid(), flush=True)
+    time.sleep(0.05)
+    return x
+
+def spin(x):
+    report()
+    while True:
+        pass
+
+def in_c(x):
+    report()
+    re.match("(a+)+$", "a" * 60 + "b")
+
+def asleep(x):
+    report()
+    time.sleep(60)
+
+def blocked(x):
+    signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP})
+    report()
+    while True:
+        pass
+
+def slow():
+    yield from range(4)
+    time.sleep(60)
+
+def main():
+    with WorkerPool(n_jobs=2, keep_alive=True) as pool:
+        RUN
+"""
+
+
+def start_owner(run: str, in_thread: bool = False) -> subprocess.Popen[str]:
+    script = SCRIPT.replace("RUN", textwrap.indent(run, "        ").strip())
+    script += "t = threading.Thread(target=main); t.start(); t.join()" if in_thread else "main()"
+    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+
+
+def read_workers(owner: subprocess.Popen[str], n: int) -> list[int]:
+    """Pids of the first n workers that report."""
+    assert owner.stdout is not None
+    pids: list[int] = []
+    while len(pids) < n:
+        line = owner.stdout.readline()
+        assert line, "the script ended early"
+        if (found := re.match(r"worker (\d+)", line)) and int(found[1]) not in pids:
+            pids.append(int(found[1]))
+    return pids
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("in_thread", [False, True])
+def test_workers_are_gone_when_the_owner_is_killed(state: str, in_thread: bool) -> None:
+    owner = start_owner(STATES[state], in_thread)
+    pids = read_workers(owner, 2)
+    handles = [os.pidfd_open(pid) for pid in pids]
+    if state == "idle":
+        assert owner.stdout is not None
+        while "ready" not in owner.stdout.readline():
+            pass
+    owner.kill()
+    owner.wait()
+    import select
+
+    began = time.monotonic()
+    for handle in handles:
+        assert select.select([handle], [], [], 5)[0], f"a worker {state} outlived its owner"
+        os.close(handle)
+    assert time.monotonic() - began < 5
+    assert owner.stdout is not None
+    owner.stdout.close()
+
+
+def test_a_fork_of_the_owner_does_not_keep_workers_alive() -> None:
+    owner = start_owner(
+        "pool.map(report, range(8), chunk_size=1)\n"
+        "if os.fork() == 0:\n    print('fork', os.getpid(), flush=True)\n    time.sleep(60)\n"
+        "time.sleep(60)"
+    )
+    pids = read_workers(owner, 2)
+    handles = [os.pidfd_open(pid) for pid in pids]
+    assert owner.stdout is not None
+    while not (found := re.match(r"fork (\d+)", owner.stdout.readline())):
+        pass
+    owner.kill()
+    owner.wait()
+    import select
+
+    for handle in handles:
+        assert select.select([handle], [], [], 5)[0]
+        os.close(handle)
+    os.kill(int(found[1]), signal.SIGKILL)
+    owner.stdout.close()
+
+
+@pytest.mark.parametrize("how", ["sys.exit(0)", "raise ValueError", "os._exit(5)", "os.kill(os.getpid(), 11)", "pass"])
+def test_workers_are_gone_however_the_owner_ends(how: str) -> None:
+    script = SCRIPT + (
+        "pool = WorkerPool(n_jobs=2, keep_alive=True)\npool.map(report, range(8), chunk_size=1)\n" + how
+    ).replace("RUN", "pass")
+    owner = subprocess.Popen(
+        [sys.executable, "-c", script.replace("RUN", "pass")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    pids = read_workers(owner, 2)
+    owner.communicate(timeout=20)
+    deadline = time.monotonic() + 5
+    while any(os.path.exists(f"/proc/{pid}/exe") and is_running(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        os.sched_yield()
+
+
+def is_running(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_ctrl_c_stops_everything_and_raises_once() -> None:
+    owner = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT.replace("RUN", STATES["asleep in a task"]) + "main()"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    pids = read_workers(owner, 2)
+    os.killpg(owner.pid, signal.SIGINT)
+    _, errors = owner.communicate(timeout=20)
+    assert errors.count("Traceback") == 1
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    assert not any(is_running(pid) for pid in pids)

@@ -1,0 +1,338 @@
+"""Exceptions from tasks, init and exit; what cannot be pickled; bad arguments."""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import threading
+from typing import Any
+
+import pytest
+
+import fastpool
+from fastpool import RemoteError, SerializationError, WorkerPool
+
+
+class Plain(Exception):
+    pass
+
+
+class WithState(Exception):
+    """Its constructor does not take what ``args`` holds."""
+
+    def __init__(self, code: int, *, detail: str) -> None:
+        super().__init__(f"code {code}")
+        self.code = code
+        self.detail = detail
+
+
+class Silent(Exception):
+    def __bool__(self) -> bool:
+        return False
+
+
+class Hostile(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no str for you")
+
+    __repr__ = __str__
+
+
+def fail_at_13(x: int) -> int:
+    if x == 13:
+        raise Plain("unlucky", x)
+    return x
+
+
+@pytest.mark.parametrize("given", [range(50), list(range(50)), iter(range(50))])
+def test_a_task_that_raises(given: Any) -> None:
+    with WorkerPool(n_jobs=2) as pool:
+        with pytest.raises(Plain) as caught:
+            pool.map(fail_at_13, given)
+        error = caught.value
+        assert error.args == ("unlucky", 13)
+        cause = error.__cause__
+        assert isinstance(cause, RemoteError)
+        assert cause.task == 13
+        assert cause.phase == "task"
+        assert cause.worker_id in (0, 1)
+        assert cause.arguments == "13"
+        assert 'raise Plain("unlucky", x)' in cause.traceback
+        assert "_worker.pyx" not in cause.traceback
+        assert "task 13 in worker" in str(cause)
+        assert pool.map(fail_at_13, range(5)) == list(range(5))
+
+
+def raise_this(make: Any) -> None:
+    raise make()
+
+
+def make_state() -> Exception:
+    return WithState(7, detail="x")
+
+
+def test_exceptions_come_back_whatever_their_constructor() -> None:
+    with WorkerPool(n_jobs=1) as pool:
+        with pytest.raises(WithState) as caught:
+            pool.map(raise_this, [make_state])
+        assert (caught.value.code, caught.value.detail, caught.value.args) == (7, "x", ("code 7",))
+
+
+@pytest.mark.parametrize("kind", [Silent, Hostile, SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration, MemoryError])
+def test_awkward_exceptions(kind: type[BaseException]) -> None:
+    with WorkerPool(n_jobs=1) as pool:
+        with pytest.raises(kind):
+            pool.map(raise_this, [kind])
+        assert pool.map(abs, [-1]) == [1]
+
+
+def raise_os_error(_: Any) -> None:
+    os.stat("/no/such/file")
+
+
+def raise_unicode_error(_: Any) -> None:
+    b"\xff".decode()
+
+
+def test_builtin_exceptions_keep_their_fields() -> None:
+    with WorkerPool(n_jobs=1) as pool:
+        with pytest.raises(FileNotFoundError) as missing:
+            pool.map(raise_os_error, [0])
+        assert missing.value.filename == "/no/such/file"
+        with pytest.raises(UnicodeDecodeError) as undecodable:
+            pool.map(raise_unicode_error, [0])
+        assert undecodable.value.start == 0
+
+
+def test_a_local_exception_class_is_named() -> None:
+    class Local(Exception):
+        pass
+
+    def fail(_: Any) -> None:
+        raise Local("from inside")
+
+    with WorkerPool(n_jobs=1) as pool, pytest.raises(SerializationError, match=r"Local: from inside") as caught:
+        pool.map(fail, [0])
+    assert caught.value.what == "exception"
+    assert isinstance(caught.value.__cause__, RemoteError)
+
+
+class UnloadableError(Exception):
+    def __reduce__(self) -> Any:
+        return _only_in, (os.getpid(),)
+
+
+def _only_in(pid: int) -> Exception:
+    if os.getpid() == pid:
+        return UnloadableError()
+    raise RuntimeError("not in this process")
+
+
+def test_an_exception_that_cannot_be_unpickled_in_the_parent() -> None:
+    with WorkerPool(n_jobs=1) as pool, pytest.raises(SerializationError, match="not in this process") as caught:
+        pool.map(raise_this, [UnloadableError])
+    assert caught.value.what == "exception"
+
+
+def exceptions_returned(x: int) -> Exception:
+    return ValueError(x)
+
+
+def test_exceptions_that_are_returned_are_results() -> None:
+    with WorkerPool(n_jobs=2) as pool:
+        results = pool.map(exceptions_returned, range(5))
+    assert [(type(e), e.args) for e in results] == [(ValueError, (i,)) for i in range(5)]
+
+
+def fail_now(*_: Any) -> None:
+    raise Plain("now")
+
+
+def test_init_that_raises() -> None:
+    with WorkerPool(n_jobs=2) as pool:
+        with pytest.raises(Plain) as caught:
+            pool.map(abs, range(10), worker_init=fail_now)
+        assert isinstance(caught.value.__cause__, RemoteError)
+        assert caught.value.__cause__.phase == "worker_init"
+        assert pool.map(abs, range(3)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("keep_alive", [False, True])
+def test_exit_that_raises(keep_alive: bool) -> None:
+    with WorkerPool(n_jobs=2, keep_alive=keep_alive) as pool:
+        with pytest.raises(Plain) as caught:
+            pool.map(abs, range(10), worker_exit=fail_now)
+            pool.stop_and_join()
+        assert isinstance(caught.value.__cause__, RemoteError)
+        assert caught.value.__cause__.phase == "worker_exit"
+        assert pool.map(abs, range(3)) == [0, 1, 2]
+
+
+def lock_result(_: Any) -> Any:
+    return threading.Lock()
+
+
+def test_a_result_that_cannot_be_pickled() -> None:
+    with WorkerPool(n_jobs=2) as pool:
+        with pytest.raises(SerializationError, match=r"result of task \d+ .*cannot pickle '_thread.lock'") as caught:
+            pool.map(lock_result, range(4))
+        assert caught.value.what == "result"
+        assert caught.value.task in range(4)
+        assert isinstance(caught.value, pickle.PicklingError)
+        with pytest.raises(SerializationError, match="exit result"):
+            pool.map(abs, [1], worker_exit=threading.Lock)
+        assert pool.map(abs, [-1]) == [1]
+
+
+@pytest.mark.parametrize("bad", [threading.Lock(), lambda: 0, (1, threading.Lock())])
+def test_an_argument_that_cannot_be_pickled(bad: Any) -> None:
+    with WorkerPool(n_jobs=2) as pool:
+        with pytest.raises(SerializationError, match=r"argument of task 2 ") as caught:
+            pool.map(id, [1, 2, bad, 4])
+        assert (caught.value.what, caught.value.task, caught.value.worker_id) == ("argument", 2, None)
+        assert caught.value.__cause__ is not None
+        assert pool.map(abs, [-1]) == [1]
+
+
+class OnlyHere:
+    """Pickles anywhere, unpickles only in the process that pickled it."""
+
+    def __reduce__(self) -> Any:
+        return _must_be, (os.getpid(),)
+
+
+def _must_be(pid: int) -> OnlyHere:
+    if os.getpid() != pid:
+        raise RuntimeError("wrong process")
+    return OnlyHere()
+
+
+def make_only_here(_: Any) -> OnlyHere:
+    return OnlyHere()
+
+
+def test_values_that_cannot_be_unpickled_on_the_other_side() -> None:
+    with WorkerPool(n_jobs=2) as pool:
+        with pytest.raises(SerializationError, match="wrong process") as caught:
+            pool.map(id, [1, OnlyHere()])
+        assert caught.value.what == "argument"
+        assert caught.value.task == 1
+        with pytest.raises(SerializationError, match="wrong process") as caught:
+            pool.map(make_only_here, [1, 2])
+        assert caught.value.what == "result"
+        assert pool.map(abs, [-1]) == [1]
+
+
+def test_a_function_that_cannot_reach_kept_workers_restarts_them() -> None:
+    with WorkerPool(n_jobs=2, keep_alive=True) as pool:
+        pids = set(pool.map(getpid, range(10)))
+        k = 5
+        assert pool.map(lambda x: x + k, range(10)) == list(range(5, 15))
+        assert not pids & set(pool.map(getpid, range(10)))
+
+
+def getpid(_: Any) -> int:
+    return os.getpid()
+
+
+def test_a_redefined_function_is_not_run_in_its_old_form() -> None:
+    namespace: dict[str, Any] = {"__name__": __name__}
+    globals()["cell"] = None
+    for body in ("x + 1", "x + 2", "x * 10"):
+        exec(f"def cell(x):\n    return {body}", namespace)
+        globals()["cell"] = namespace["cell"]
+        if body == "x + 1":
+            pool = WorkerPool(n_jobs=2, keep_alive=True)
+        assert pool.map(namespace["cell"], range(20)) == [eval(body) for x in range(20)]
+    pool.terminate()
+
+
+class Callable_:
+    def __init__(self) -> None:
+        self.k = 0
+
+    def __call__(self, x: int) -> int:
+        return x + self.k
+
+
+def test_a_callable_with_state_is_sent_as_it_is_now() -> None:
+    function = Callable_()
+    with WorkerPool(n_jobs=2, keep_alive=True) as pool:
+        for k in range(4):
+            function.k = k
+            assert pool.map(function, range(5)) == [i + k for i in range(5)]
+
+
+BAD_MAPS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"func": 3}, TypeError, "func must be callable"),
+    ({"func": None}, TypeError, "func must be callable"),
+    ({"iterable_of_args": 5}, TypeError, "iterable_of_args must be an iterable"),
+    ({"iterable_of_args": None}, TypeError, "iterable_of_args"),
+    ({"iterable_len": -1}, ValueError, "iterable_len must be at least 0"),
+    ({"iterable_len": 1.5}, TypeError, "iterable_len must be an int"),
+    ({"iterable_len": True}, TypeError, "iterable_len must be an int"),
+    ({"max_tasks_active": 0}, ValueError, "max_tasks_active must be at least 1"),
+    ({"max_tasks_active": "3"}, TypeError, "max_tasks_active"),
+    ({"chunk_size": 0}, ValueError, "chunk_size must be at least 1"),
+    ({"chunk_size": 0.5}, ValueError, "chunk_size"),
+    ({"chunk_size": math.nan}, ValueError, "chunk_size"),
+    ({"chunk_size": math.inf}, ValueError, "chunk_size"),
+    ({"chunk_size": "big"}, TypeError, "chunk_size must be an int, a float"),
+    ({"n_splits": 0}, ValueError, "n_splits"),
+    ({"n_splits": 2.0}, TypeError, "n_splits"),
+    ({"n_splits": 2, "iterable_of_args": iter([1])}, ValueError, "n_splits needs a known number"),
+    ({"worker_lifespan": 0}, ValueError, "worker_lifespan"),
+    ({"worker_lifespan": 1.0}, TypeError, "worker_lifespan"),
+    ({"worker_init": 1}, TypeError, "worker_init must be callable or None"),
+    ({"worker_exit": "x"}, TypeError, "worker_exit must be callable or None"),
+]
+
+
+@pytest.mark.parametrize(("given", "kind", "message"), BAD_MAPS)
+def test_bad_arguments_of_map(given: dict[str, Any], kind: type[Exception], message: str) -> None:
+    arguments = {"func": abs, "iterable_of_args": [1, 2], **given}
+    with WorkerPool(n_jobs=2) as pool:
+        with pytest.raises(kind, match=message):
+            pool.map(**arguments)
+        assert pool._supervisor._segment is None, "something was started"
+
+
+BAD_POOLS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"n_jobs": 0}, ValueError, "n_jobs must be at least 1"),
+    ({"n_jobs": -2}, ValueError, "n_jobs"),
+    ({"n_jobs": 2.0}, TypeError, "n_jobs must be an int"),
+    ({"n_jobs": "2"}, TypeError, "n_jobs"),
+    ({"n_jobs": True}, TypeError, "n_jobs"),
+    ({"daemon": 1}, TypeError, "daemon must be a bool"),
+    ({"pass_worker_id": "yes"}, TypeError, "pass_worker_id"),
+    ({"use_worker_state": None}, TypeError, "use_worker_state"),
+    ({"keep_alive": 0}, TypeError, "keep_alive"),
+    ({"start_method": "spoon"}, ValueError, "start_method"),
+    ({"start_method": 3}, TypeError, "start_method"),
+    ({"memory_limit": 0}, ValueError, "memory_limit"),
+    ({"memory_limit": 1e9}, TypeError, "memory_limit"),
+]
+
+
+@pytest.mark.parametrize(("given", "kind", "message"), BAD_POOLS)
+def test_bad_arguments_of_the_pool(given: dict[str, Any], kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        WorkerPool(**given)
+
+
+def test_every_error_pickles_and_says_something() -> None:
+    errors = [
+        fastpool.WorkerDiedError(1, 23, -9, "running", range(3, 7)),
+        fastpool.WorkerDiedError(1, 23, None, "idle", range(0)),
+        fastpool.WorkerDiedError(1, 23, 3, "starting", range(4, 5)),
+        SerializationError("result", 3, 1, "detail"),
+        fastpool.DamagedMemoryError("the ring"),
+        RemoteError(0, "task", 3, "(1, 2)", "Traceback"),
+    ]
+    for error in errors:
+        copy = pickle.loads(pickle.dumps(error))
+        assert type(copy) is type(error)
+        assert vars(copy) == vars(error)
+        assert str(copy) == str(error)
+        assert len(str(error)) > 20

@@ -1,0 +1,336 @@
+"""worker_init, worker_exit, exit results, worker state, keep_alive, worker_lifespan, and how a pool ends."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from fastpool import WorkerPool
+
+
+def init_even(state: dict[str, Any]) -> None:
+    state["even"] = 0
+
+
+def square_even(state: dict[str, Any], x: int) -> int:
+    state["even"] += x % 2 == 0
+    return x * x
+
+
+def exit_even(state: dict[str, Any]) -> int:
+    return int(state["even"])
+
+
+def test_the_example_of_the_readme() -> None:
+    with WorkerPool(n_jobs=4, use_worker_state=True) as pool:
+        squares = pool.map(square_even, range(100), worker_init=init_even, worker_exit=exit_even)
+        counts = pool.get_exit_results()
+    assert squares == [x * x for x in range(100)]
+    assert sum(counts) == 50
+    assert 1 <= len(counts) <= 4
+
+
+def everything(worker_id: int, shared: Any, state: dict[str, Any], x: int) -> Any:
+    return worker_id, shared, dict(state), x
+
+
+def init_everything(worker_id: int, shared: Any, state: dict[str, Any]) -> None:
+    state["id"] = worker_id
+
+
+def exit_everything(worker_id: int, shared: Any, state: dict[str, Any]) -> Any:
+    return worker_id, shared, state["id"]
+
+
+def test_order_of_leading_arguments() -> None:
+    shared = {"k": [1, 2]}
+    with WorkerPool(n_jobs=2, shared_objects=shared, pass_worker_id=True, use_worker_state=True) as pool:
+        results = pool.map(everything, range(20), worker_init=init_everything, worker_exit=exit_everything)
+        for x, (worker_id, given, state, argument) in enumerate(results):
+            assert (given, state, argument) == (shared, {"id": worker_id}, x)
+            assert worker_id in (0, 1)
+        for worker_id, given, noted in pool.get_exit_results():
+            assert given == shared
+            assert noted == worker_id
+
+
+def pid(_: Any = None) -> int:
+    return os.getpid()
+
+
+def test_keep_alive_keeps_workers_and_state() -> None:
+    with WorkerPool(n_jobs=2, keep_alive=True, use_worker_state=True) as pool:
+        for _ in range(5):
+            pool.map(square_even, range(100), worker_init=init_even_once, worker_exit=exit_even)
+            assert pool.get_exit_results() == []
+        pool.stop_and_join()
+        assert sum(pool.get_exit_results()) == 5 * 50
+        assert len(pool.get_exit_results()) <= 2
+
+
+def init_even_once(state: dict[str, Any]) -> None:
+    assert "even" not in state, "init ran twice"
+    state["even"] = 0
+
+
+def slow_pid(_: Any) -> int:
+    time.sleep(0.01)
+    return os.getpid()
+
+
+def test_without_keep_alive_each_map_has_new_workers() -> None:
+    with WorkerPool(n_jobs=2) as pool:
+        first = set(pool.map(slow_pid, range(20)))
+        second = set(pool.map(slow_pid, range(20)))
+    assert len(first) == len(second) == 2
+    assert not first & second
+    assert os.getpid() not in first | second
+
+
+def test_keep_alive_maps_of_different_functions() -> None:
+    with WorkerPool(n_jobs=2, keep_alive=True) as pool:
+        pids = set(pool.map(slow_pid, range(20)))
+        assert pool.map(abs, [-1, -2]) == [1, 2]
+        assert pool.map(str, [1, 2]) == ["1", "2"]
+        assert set(pool.map(slow_pid, range(20))) == pids
+
+
+def test_the_last_map_decides_the_exit_function() -> None:
+    def first_exit() -> str:
+        return "first"
+
+    with WorkerPool(n_jobs=1, keep_alive=True) as pool:
+        pool.map(abs, range(3), worker_exit=first_exit)
+        pool.map(abs, range(3), worker_exit=exit_second)
+        pool.stop_and_join()
+        assert pool.get_exit_results() == ["second"]
+
+
+def exit_second() -> str:
+    return "second"
+
+
+def exit_with(value: Any) -> Any:
+    return lambda: value
+
+
+@pytest.mark.parametrize("value", [None, 0, "", b"", 1.5, {"a": 1}, [1, 2], "x" * 500_000, Exception("returned")])
+def test_exit_results_of_every_kind(value: Any) -> None:
+    with WorkerPool(n_jobs=1) as pool:
+        pool.map(abs, [1], worker_exit=exit_with(value))
+        [result] = pool.get_exit_results()
+    assert type(result) is type(value)
+    assert repr(result) == repr(value)
+
+
+def test_no_exit_function_no_exit_results() -> None:
+    with WorkerPool(n_jobs=2) as pool:
+        pool.map(abs, range(10))
+        assert pool.get_exit_results() == []
+
+
+def test_workers_that_ran_no_task_run_neither_init_nor_exit() -> None:
+    with WorkerPool(n_jobs=8, keep_alive=True) as pool:
+        pool.map(abs, [1, 2], worker_init=forbidden_after_two, worker_exit=pid)
+        pool.stop_and_join()
+        assert 1 <= len(pool.get_exit_results()) <= 2
+    with WorkerPool(n_jobs=2) as pool:
+        assert pool.map(abs, [], worker_init=fail, worker_exit=fail) == []
+        assert pool.get_exit_results() == []
+
+
+def forbidden_after_two() -> None:
+    """Init of at most two workers; more would be in the exit results."""
+
+
+def fail() -> None:
+    raise AssertionError("must not be called")
+
+
+def test_exit_results_are_those_since_the_workers_were_last_started() -> None:
+    with WorkerPool(n_jobs=2, use_worker_state=True) as pool:
+        for n in (100, 40):
+            pool.map(square_even, range(n), worker_init=init_even, worker_exit=exit_even)
+            assert sum(pool.get_exit_results()) == n // 2
+        pool.map(square_even, range(3), worker_init=init_even)
+        assert pool.get_exit_results() == []
+
+
+def init_count(state: dict[str, Any]) -> None:
+    assert "tasks" not in state
+    state["tasks"] = 0
+
+
+def count(state: dict[str, Any], x: int) -> int:
+    state["tasks"] += 1
+    return x
+
+
+def exit_count(state: dict[str, Any]) -> int:
+    return int(state["tasks"])
+
+
+@pytest.mark.parametrize("lifespan", [1, 3, 10, 1000])
+@pytest.mark.parametrize("kind", [range, lambda n: list(range(n)), lambda n: iter(range(n))])
+@pytest.mark.parametrize("keep_alive", [False, True])
+def test_worker_lifespan(lifespan: int, kind: Any, keep_alive: bool) -> None:
+    n = 40
+    with WorkerPool(n_jobs=2, use_worker_state=True, keep_alive=keep_alive) as pool:
+        assert pool.map(
+            count, kind(n), worker_lifespan=lifespan, worker_init=init_count, worker_exit=exit_count
+        ) == list(range(n))
+        pool.stop_and_join()
+        counts = pool.get_exit_results()
+    assert sum(counts) == n
+    assert max(counts) <= lifespan
+    assert len(counts) >= -(-n // lifespan) if lifespan < n else len(counts) <= 2
+
+
+def test_worker_lifespan_ends_after_the_chunk_that_reaches_it() -> None:
+    with WorkerPool(n_jobs=2, use_worker_state=True) as pool:
+        for given in (range(60), list(range(60))):
+            pool.map(
+                count, given, worker_lifespan=5, chunk_size=4, worker_init=init_count, worker_exit=exit_count
+            )
+            assert set(pool.get_exit_results()) <= {8, 4}
+            assert sum(pool.get_exit_results()) == 60
+
+
+def test_terminate_stops_at_once_and_the_pool_can_be_used_again() -> None:
+    with WorkerPool(n_jobs=2, keep_alive=True) as pool:
+        pool.map(abs, range(3), worker_exit=pid)
+        pool.terminate()
+        assert pool.get_exit_results() == []
+        pool.terminate()
+        assert pool.map(abs, range(3)) == [0, 1, 2]
+
+
+def test_stop_and_join_without_workers() -> None:
+    pool = WorkerPool(n_jobs=2)
+    pool.stop_and_join()
+    pool.join()
+    pool.terminate()
+
+
+def test_a_pool_that_nobody_closed_is_collected() -> None:
+    pool = WorkerPool(n_jobs=2, keep_alive=True)
+    pids = pool.map(pid, range(4))
+    del pool
+    gc.collect()
+    assert not any(os.path.exists(f"/proc/{p}") for p in pids)
+
+
+def test_a_pool_in_a_cycle_is_collected() -> None:
+    pool: Any = WorkerPool(n_jobs=2, keep_alive=True)
+    pids = pool.map(pid, range(4))
+    pool.myself = pool
+    del pool
+    gc.collect()
+    assert not any(os.path.exists(f"/proc/{p}") for p in pids)
+
+
+def test_second_map_while_one_runs_is_refused() -> None:
+    with WorkerPool(n_jobs=1) as pool:
+        errors: list[BaseException] = []
+
+        def source() -> Any:
+            yield 1
+            try:
+                pool.map(abs, [1])
+            except RuntimeError as error:
+                errors.append(error)
+            yield 2
+
+        assert pool.map(abs, source()) == [1, 2]
+    assert "another map" in str(errors[0])
+
+
+def test_pools_in_threads() -> None:
+    results: list[Any] = []
+
+    def use() -> None:
+        with WorkerPool(n_jobs=2) as pool:
+            results.append(pool.map(abs, range(-50, 50)))
+
+    threads = [threading.Thread(target=use) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [[abs(i) for i in range(-50, 50)]] * 4
+
+
+def test_pool_made_in_a_thread_that_ended() -> None:
+    made: list[WorkerPool] = []
+
+    def make() -> None:
+        pool = WorkerPool(n_jobs=2, keep_alive=True)
+        assert pool.map(abs, [-1]) == [1]
+        made.append(pool)
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    with made.pop() as pool:
+        assert pool.map(abs, range(-5, 0)) == [5, 4, 3, 2, 1]
+
+
+def about_process(_: Any) -> tuple[str, bool, int]:
+    process = multiprocessing.current_process()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    assert parent.is_alive()
+    return process.name, process.daemon, os.getppid()
+
+
+def test_workers_are_multiprocessing_processes() -> None:
+    with WorkerPool(n_jobs=1, keep_alive=True) as pool:
+        assert pool.map(about_process, [0]) == [("Worker-0", True, os.getpid())]
+        assert [child.name for child in multiprocessing.active_children()] == ["Worker-0"]
+    with WorkerPool(n_jobs=1, daemon=False) as pool:
+        assert pool.map(about_process, [0])[0][1] is False
+    assert multiprocessing.active_children() == []
+
+
+def use_in_fork(pool: WorkerPool) -> str:
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        text = "nothing raised"
+        try:
+            pool.map(abs, [1])
+        except RuntimeError as error:
+            text = str(error)
+        del pool
+        gc.collect()
+        os.write(write, text.encode())
+        os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    with open(read, "rb") as pipe:
+        return pipe.read().decode()
+
+
+def test_a_pool_belongs_to_the_process_that_made_it() -> None:
+    with WorkerPool(n_jobs=2, keep_alive=True) as pool:
+        pids = pool.map(pid, range(10))
+        assert f"belongs to process {os.getpid()}" in use_in_fork(pool)
+        assert set(pool.map(pid, range(10))) <= set(pids) | set(pool.map(pid, range(10)))
+
+
+def shout(x: int) -> int:
+    print(f"task {x}", flush=False)
+    return x
+
+
+def test_what_tasks_print_is_seen_when_the_map_returns(capfd: pytest.CaptureFixture[str]) -> None:
+    for keep_alive in (False, True):
+        with WorkerPool(n_jobs=2, keep_alive=keep_alive) as pool:
+            pool.map(shout, range(5))
+            assert sorted(capfd.readouterr().out.split("\n"))[1:] == [f"task {i}" for i in range(5)]

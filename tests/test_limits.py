@@ -1,0 +1,159 @@
+"""Memory limits, large values, descriptors, threads, and every Linux call refused."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from fastpool import WorkerPool, _native
+
+# Bits of `fastpool._native.refuse` (csrc/platform.h).
+REFUSED = {"memfd": 1, "eventfd": 2, "pidfd": 4, "sigio": 8, "barrier": 16, "all": 31}
+
+
+def identity(x: Any) -> Any:
+    return x
+
+
+def make_bytes(n: int) -> bytes:
+    return bytes([n % 251]) * n
+
+
+SIZES = [0, 1, 7, 8, 9, 1000, 16_383, 16_384, 32_760, 32_768, 65_535, 65_536, 65_537, 300_000, 3_000_000]
+
+
+@pytest.mark.parametrize("memory_limit", [None, 1, 1 << 20, 64 << 20])
+def test_values_of_every_size(memory_limit: int | None) -> None:
+    """Within and beyond the memory limit: large results travel in pieces then."""
+    with WorkerPool(n_jobs=2, memory_limit=memory_limit) as pool:
+        assert pool.map(make_bytes, SIZES if memory_limit != 1 else range(100_000, 2_000_000, 200_000)) == [
+            make_bytes(n) for n in (SIZES if memory_limit != 1 else range(100_000, 2_000_000, 200_000))
+        ]
+
+
+def test_large_arguments_and_pickles() -> None:
+    values = [{"k": list(range(n))} for n in (1, 100, 10_000, 200_000)] + ["ü" * 100_000, "\U0001f600" * 70_000]
+    with WorkerPool(n_jobs=2) as pool:
+        assert pool.map(identity, [(value,) for value in values]) == values
+
+
+def test_input_larger_than_the_memory_limit_is_fed_chunk_by_chunk() -> None:
+    def source() -> Iterator[bytes]:
+        for i in range(200):
+            yield make_bytes(100_000 + i)
+
+    with WorkerPool(n_jobs=2, memory_limit=2 << 20) as pool:
+        assert pool.map(len, source()) == [100_000 + i for i in range(200)]
+
+
+def test_an_element_that_cannot_fit_is_an_error() -> None:
+    with WorkerPool(n_jobs=2, memory_limit=1 << 20) as pool:
+        with pytest.raises(MemoryError, match="memory_limit"):
+            pool.map(len, [b"x", bytes(50 << 20)])
+        assert pool.map(len, [b"x"]) == [1]
+
+
+def test_descriptors_and_threads_of_the_parent() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    threads = threading.active_count()
+    seen: list[tuple[int, int]] = []
+
+    def source() -> Iterator[int]:
+        for i in range(100):
+            if i == 90:
+                seen.append((len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))))
+            yield i
+
+    with WorkerPool(n_jobs=10) as pool:
+        assert pool.map(abs, source(), max_tasks_active=40, chunk_size=2) == list(range(100))
+    [(descriptors, tasks)] = seen
+    assert descriptors - before <= 30 - 3
+    assert tasks == threads
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_without_a_facility_of_the_system(what: str) -> None:
+    """In a process of its own, since what is refused stays refused."""
+    script = f"""
+import os, signal
+from fastpool import WorkerDiedError, WorkerPool, _native
+_native.refuse({REFUSED[what]})
+def task(x):
+    if x == -1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x * 2
+with WorkerPool(n_jobs=2, keep_alive=True) as pool:
+    for _ in range(20):
+        assert pool.map(task, range(3000)) == [2 * i for i in range(3000)]
+        assert pool.map(task, list(range(3000)), chunk_size=7) == [2 * i for i in range(3000)]
+    pool.stop_and_join()
+    try:
+        pool.map(task, [-1])
+    except WorkerDiedError as error:
+        assert error.exitcode == -9
+    else:
+        raise SystemExit("no error")
+    assert pool.map(len, ["x" * 500_000] * 20) == [500_000] * 20
+assert not [name for name in os.listdir("/dev/shm") if "fastpool" in name]
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("limit", "value"),
+    [(resource.RLIMIT_AS, 1 << 30), (resource.RLIMIT_FSIZE, 64 << 20), (resource.RLIMIT_NOFILE, 64)],
+)
+def test_under_resource_limits(limit: int, value: int) -> None:
+    script = f"""
+import resource
+import numpy
+from fastpool import WorkerPool
+resource.setrlimit({limit}, ({value}, {value}))
+with WorkerPool(n_jobs=2) as pool:
+    assert pool.map(abs, range(-1000, 0)) == list(range(1000, 0, -1))
+    assert pool.map(len, ["x" * 500_000] * 20) == [500_000] * 20
+"""
+    env = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env=env)
+    assert done.returncode == 0, done.stderr
+
+
+def test_too_few_descriptors_is_a_clear_error() -> None:
+    script = """
+import resource
+from fastpool import WorkerPool
+resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))
+try:
+    with WorkerPool(n_jobs=20) as pool:
+        pool.map(abs, range(1000))
+except OSError as error:
+    assert "descriptor" in str(error) or "open" in str(error), error
+else:
+    raise SystemExit("no error")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_blocks_are_used_again() -> None:
+    """The heaps do not grow from map to map beyond what one map can have in flight."""
+    n, size = 50, 200_000
+    with WorkerPool(n_jobs=2, keep_alive=True) as pool:
+        for _ in range(10):
+            assert pool.map(len, [b"x" * size] * n, chunk_size=1) == [size] * n
+            assert pool.map(make_bytes, [size] * n, chunk_size=1) == [make_bytes(size)] * n
+        heaps = [pool._supervisor.segment.heap(owner) for owner in range(3)]
+    assert [heap["blocks_used"] for heap in heaps[:2]] == [0, 0]
+    assert sum(heap["charged"] for heap in heaps) <= 3 * n * (size + 4096)
+
+
+def test_refuse_is_a_test_hook_that_takes_a_mask() -> None:
+    _native.refuse(0)

@@ -1,0 +1,181 @@
+"""Every check of the project, in order, and a summary at the end.
+
+usage: check.py [--full] [lint|types|ctest|models|tests ...]
+
+A check that fails does not stop those after it. One that cannot run on this machine is named in the
+last lines together with what to install; with CI=true it counts as a failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# The tools that stand beside the running Python come first: their versions are the pinned ones.
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+NOT_RUN = 77  # the exit status by which a check says that something it needs is missing
+
+SANITIZERS = {"address": "-fsanitize=address,undefined", "thread": "-fsanitize=thread"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command. `missing` says what this machine lacks for it, as far as that is known beforehand."""
+
+    title: str
+    command: list[str]
+    remedy: str = ""
+    missing: str | None = None
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    step: Step
+    status: str  # "passed", "failed" or "not run"
+    seconds: float
+    reason: str = ""
+
+
+def works(*command: str) -> bool:
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+def sources(*patterns: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
+
+
+# The checks
+
+
+def lint_steps(full: bool) -> Iterator[Step]:
+    yield Step("format of Python", ["ruff", "format", "--check", "."])
+    yield Step("lint of Python", ["ruff", "check", "."])
+    if cython := sources("fastpool/*.pyx", "fastpool/*.pxd"):
+        yield Step("lint of Cython", ["cython-lint", *cython])
+    if c := sources("csrc/**/*.c", "csrc/**/*.h"):
+        yield Step("format of C", ["clang-format", "--dry-run", "-Werror", *c])
+
+
+def types_steps(full: bool) -> Iterator[Step]:
+    yield Step("types", ["mypy"])
+
+
+def ctest_steps(full: bool) -> Iterator[Step]:
+    for variant in c_variants():
+        missing, remedy = lacking_for(variant)
+        command = ["make", "--no-print-directory", "-C", "csrc", f"test-{variant}"]
+        yield Step(f"C tests, {variant}", command, remedy, missing)
+
+
+def models_steps(full: bool) -> Iterator[Step]:
+    yield Step("models", ["sh", "csrc/models/run.sh"], "apt-get install spin")
+
+
+def tests_steps(full: bool) -> Iterator[Step]:
+    environment = (("FASTPOOL_LONG", "1"),) if full else ()
+    yield Step("Python tests", [sys.executable, "-m", "pytest", "tests"], environment=environment)
+    if full:
+        yield Step("counts", [sys.executable, "-m", "benchmarks.counts"], "apt-get install strace")
+
+
+CHECKS: dict[str, Callable[[bool], Iterator[Step]]] = {
+    "lint": lint_steps,
+    "types": types_steps,
+    "ctest": ctest_steps,
+    "models": models_steps,
+    "tests": tests_steps,
+}
+
+
+# What the C tests need
+
+
+def c_variants() -> list[str]:
+    """The variants that csrc/Makefile knows: plain, and each sanitizer."""
+    show = ["make", "-s", "-C", "csrc", "--eval", "show: ; @echo $(VARIANTS)", "show"]
+    return subprocess.run(show, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+
+
+def lacking_for(variant: str) -> tuple[str | None, str]:
+    """What this machine lacks to run a variant of the C tests, and how to get it."""
+    kind = variant.rpartition("_")[2]
+    if kind in SANITIZERS and not compiles(SANITIZERS[kind]):
+        return f"the C compiler cannot link {SANITIZERS[kind]}", "apt-get install gcc"
+    if kind == "thread" and not shutil.which("setarch"):
+        return "there is no setarch", "apt-get install util-linux"
+    if kind == "thread" and not works("setarch", "-R", "true"):
+        return "setarch -R is refused", "allow personality(2) (docker: --security-opt seccomp=unconfined)"
+    return None, ""
+
+
+def compiles(flag: str) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "empty.c")
+        source.write_text("int main(void) { return 0; }\n")
+        compiler = os.environ.get("CC", "cc").split()
+        return works(*compiler, flag, "-o", str(source.with_suffix("")), str(source))
+
+
+# Running and reporting
+
+
+def run(step: Step) -> Outcome:
+    print(f"\n== {step.title}", flush=True)
+    if step.missing:
+        print(f"not run: {step.missing}", flush=True)
+        return Outcome(step, "not run", 0.0, step.missing)
+    start = time.monotonic()
+    try:
+        environment = os.environ | {"PATH": PATH} | dict(step.environment)
+        code = subprocess.run(step.command, cwd=ROOT, env=environment, check=False).returncode
+    except OSError as error:
+        print(error)
+        code = 127
+    seconds = time.monotonic() - start
+    if code == NOT_RUN:
+        return Outcome(step, "not run", seconds, "it says that something it needs is missing")
+    return Outcome(step, "failed" if code else "passed", seconds)
+
+
+def report(outcomes: list[Outcome], strict: bool) -> bool:
+    """Print the summary; True where nothing is wrong."""
+    print("\n== summary")
+    for outcome in outcomes:
+        print(f"{outcome.status:8}{outcome.seconds:7.1f} s  {outcome.step.title}")
+    skipped = [outcome for outcome in outcomes if outcome.status == "not run"]
+    for outcome in skipped:
+        remedy = f"; {outcome.step.remedy}" if outcome.step.remedy else ""
+        print(f"NOT RUN: {outcome.step.title}: {outcome.reason}{remedy}")
+    if skipped and strict:
+        print("CI=true: a check that did not run is a failure")
+    failed = any(outcome.status == "failed" for outcome in outcomes)
+    return not failed and not (skipped and strict)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Every check of the project, in order.")
+    parser.add_argument("--full", action="store_true", help="with the long tests and the counts")
+    parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"only these of: {', '.join(CHECKS)}")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.checks) - set(CHECKS):
+        parser.error(f"unknown check: {', '.join(sorted(unknown))}")
+    names = arguments.checks or list(CHECKS)
+    outcomes = [run(step) for name in names for step in CHECKS[name](arguments.full)]
+    return 0 if report(outcomes, os.environ.get("CI") == "true") else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
