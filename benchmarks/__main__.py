@@ -71,9 +71,7 @@ def as_json(result: CaseResult) -> dict[str, Any]:
     }
 
 
-def run_cases(
-    cases: Sequence[Case], peers: Sequence[type[Peer]], options: argparse.Namespace
-) -> list[CaseResult]:
+def run_cases(cases: Sequence[Case], peers: Sequence[type[Peer]], options: argparse.Namespace) -> list[CaseResult]:
     results = []
     for case in cases:
         result = measure(case, peers, options.jobs, options.repeats, options.quick, progress)

@@ -1,6 +1,11 @@
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from fastpool._native cimport Segment, fp_item, fp_view, fp_writer
+from fastpool._native cimport FP_KIND_FLOAT64, FP_KIND_INT64, Segment, fp_writer, fp_writer_commit
+
+cdef extern from "Python.h":
+    bint PyLong_CheckExact(object value)
+    long long PyLong_AsLongLongAndOverflow(object value, int *overflow) except? -1
 
 cdef enum:
     RUN_BYTES = 16384  # payload that a new record asks for; the rest of it goes back when it is closed
@@ -28,6 +33,28 @@ cdef class Encoder:
     cdef int put_large(self, int kind, uint32_t tag, const void *data, uint64_t size, uint64_t total,
                        object keep) except -1
     cdef int wanted(self) except -1
+
+
+cdef inline int put(Encoder encoder, object value) except -1:
+    """``encoder.put(value)``, with the short way for a number that continues a run of its kind."""
+    cdef unsigned char *at = encoder.writer.at
+    cdef long long integer
+    cdef int overflow = 0
+    if encoder.writer.end - at < 8:
+        return encoder.put(value)
+    if encoder.kind == FP_KIND_INT64 and PyLong_CheckExact(value):
+        integer = PyLong_AsLongLongAndOverflow(value, &overflow)
+        if overflow:
+            return encoder.put(value)
+        (<int64_t *>at)[0] = integer
+    elif encoder.kind == FP_KIND_FLOAT64 and PyFloat_CheckExact(value):
+        (<double *>at)[0] = PyFloat_AS_DOUBLE(value)
+    else:
+        return encoder.put(value)
+    encoder.number += 1
+    if fp_writer_commit(&encoder.writer, at + 8):
+        return encoder.wanted()
+    return 0
 
 
 cdef class Decoder:

@@ -9,15 +9,15 @@ from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_FromDouble
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.object cimport PyTypeObject
 from cpython.ref cimport Py_TYPE
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 import pickle
 
 from fastpool._native cimport (
-    FP_KIND_BLOCK, FP_KIND_BOOL, FP_KIND_BYTES, FP_KIND_ERROR, FP_KIND_FLOAT64, FP_KIND_FRAGMENT, FP_KIND_INT64,
+    FP_KIND_BLOCK, FP_KIND_BOOL, FP_KIND_BYTES, FP_KIND_ERROR, FP_KIND_FLOAT64, FP_KIND_INT64,
     FP_KIND_NONE, FP_KIND_PICKLE, FP_KIND_STR,
-    Segment, block_check, check, fp_align, fp_at, fp_block_item, fp_checksum, fp_fragment, fp_item,
+    Segment, block_check, fp_align, fp_at, fp_block_item, fp_checksum, fp_fragment, fp_item,
     fp_summed, fp_writer_commit, writer_close,
 )
 from fastpool.errors import DamagedMemoryError

@@ -9,10 +9,9 @@ from libc.stdlib cimport calloc, free
 from fastpool._codec cimport INCOMPLETE, Decoder
 from fastpool._feed cimport Feed
 from fastpool._native cimport (
-    FP_IDLE, FP_KIND_BLOCK, FP_KIND_BOOL, FP_KIND_ERROR, FP_KIND_FLOAT64, FP_KIND_FRAGMENT, FP_KIND_INT64,
-    FP_KIND_NONE, FP_NEVER, FP_PHASE_EXIT, FP_PHASE_INIT, FP_PHASE_TASK, FP_WAIT_HANDLE, FP_WAIT_READY,
-    Segment, block_free, check, fp_block_item, fp_lane, fp_lane_of, fp_line, fp_line_of, fp_reader, fp_segment, fp_view,
-    lane_reset, load, peek, poke, reader_attach, reader_look, reader_take, store,
+    FP_IDLE, FP_KIND_BLOCK, FP_KIND_ERROR, FP_KIND_FLOAT64, FP_KIND_FRAGMENT, FP_KIND_INT64, FP_NEVER,
+    FP_PHASE_EXIT, FP_PHASE_TASK, FP_WAIT_HANDLE, Segment, block_free, check, fp_block_item, fp_lane_of, fp_line_of,
+    fp_reader, fp_segment, fp_view, lane_reset, load, poke, reader_attach, reader_look, reader_take,
 )
 from fastpool.errors import DamagedMemoryError, FastpoolError, SerializationError
 
@@ -202,16 +201,9 @@ cdef class Collector:
         cdef const unsigned char *here = at[0]
         cdef Decoder decoder = <Decoder>self.decoders[worker]
         cdef object value
-        if view.kind == FP_KIND_INT64 and <uint64_t>(view.end - here) >= 8 * <uint64_t>view.count:
-            while task < end:
-                self.place(task, PyLong_FromLongLong((<const int64_t *>here)[0]))
-                here += 8
-                task += 1
-        elif view.kind == FP_KIND_FLOAT64 and <uint64_t>(view.end - here) >= 8 * <uint64_t>view.count:
-            while task < end:
-                self.place(task, PyFloat_FromDouble((<const double *>here)[0]))
-                here += 8
-                task += 1
+        if view.kind == FP_KIND_INT64 or view.kind == FP_KIND_FLOAT64:  # whole items: fp_reader_look has checked
+            self.take_numbers(task, end, view.kind == FP_KIND_INT64, here)
+            here += 8 * <uint64_t>view.count
         else:
             while task < end:
                 value = self.decode(decoder, worker, view.kind, &here, view.end, "result", task)
@@ -219,6 +211,21 @@ cdef class Collector:
                 self.place(task, <PyObject *>value)
                 task += 1
         at[0] = here
+        return 0
+
+    cdef int take_numbers(self, uint64_t task, uint64_t end, bint integer, const unsigned char *at) except -1:
+        cdef object results = self.results
+        cdef bint roomy = end <= <uint64_t>PyList_GET_SIZE(results)
+        cdef PyObject *value
+        while task < end:
+            value = PyLong_FromLongLong((<const int64_t *>at)[0]) if integer \
+                else PyFloat_FromDouble((<const double *>at)[0])
+            if roomy and PyList_GET_ITEM(results, task) is NULL:
+                PyList_SET_ITEM(results, task, value)
+            else:
+                self.place(task, value)
+            at += 8
+            task += 1
         return 0
 
     cdef int take_one(self, uint32_t worker, fp_view *view, const unsigned char **at) except -1:

@@ -1,3 +1,4 @@
+from cpython.object cimport PyObject
 from libc.stdint cimport uint64_t
 
 from fastpool._codec cimport Encoder
@@ -18,6 +19,7 @@ cdef class Feed:
     cdef Segment segment
     cdef BufferEncoder encoder
     cdef object iterator
+    cdef list plain                   # the input, if it is exactly a list
     cdef bint quick                   # no code of the user's runs between elements
     cdef readonly uint64_t tasks      # taken from the iterator so far
     cdef readonly bint exhausted      # the iterator has ended or the limit is reached
@@ -29,6 +31,7 @@ cdef class Feed:
     cdef uint64_t *left               # tasks of the chunk that are not collected
     cdef list blocks                  # offsets of the blocks the chunk lies in
 
+    cdef PyObject *next_item(self) except? NULL
     cdef bint _place(self, const void *data, uint64_t size, uint64_t *offset, list blocks) except? True
     cdef int _free(self, list blocks) except -1
     cdef int collected(self, uint64_t first, uint64_t count) except -1

@@ -9,16 +9,19 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy
 
+from fastpool._codec cimport put
 from fastpool._native cimport (
-    FP_FEED_SLOTS, FP_FULL, FP_KIND_BLOCK, FP_KIND_PICKLE, FP_NEVER, FP_PHASE_TASK,
-    Segment, block_free, check, fp_at, fp_block_item, fp_checksum, fp_feed_of, fp_feed_slot, heap_alloc, now_ns, poke, store,
-    writer_open,
+    FP_FEED_SLOTS, FP_FULL, FP_KIND_BLOCK, FP_KIND_PICKLE, FP_NEVER, FP_PHASE_TASK, Segment, block_free, check,
+    fp_at, fp_block_item, fp_checksum, fp_feed_of, fp_feed_slot, heap_alloc, now_ns, poke, store, writer_open,
 )
 from fastpool.errors import DamagedMemoryError, SerializationError
 
 cdef extern from "Python.h":
     PyObject *PyIter_Next(object iterator) except? NULL
     void Py_DECREF(PyObject *value)
+    void Py_INCREF(PyObject *value)
+    PyObject *PyList_GET_ITEM(object list, Py_ssize_t index)
+    Py_ssize_t PyList_GET_SIZE(object list)
 
 cdef enum:
     BUFFER_BYTES = 1 << 18
@@ -102,6 +105,7 @@ cdef class Feed:
         self.segment = segment
         self.encoder = BufferEncoder(segment)
         self.iterator = iter(iterable)
+        self.plain = iterable if type(iterable) is list else None
         self.quick = type(iterable) in (list, tuple, range)
         self.limit = FP_NEVER if limit is None else min(limit, FP_NEVER)
         self.exhausted = self.limit == 0
@@ -142,12 +146,12 @@ cdef class Feed:
             count = self.limit - self.tasks
         encoder.number = self.tasks
         while self.pending < count:
-            item = PyIter_Next(self.iterator)
+            item = self.next_item()
             if item is NULL:
                 self.exhausted = True
                 break
             try:
-                encoder.put(<object>item)
+                put(encoder, <object>item)
             except Exception as error:
                 raise SerializationError(
                     "argument", self.tasks, None, f"{type(<object>item).__qualname__}: {error}"
@@ -162,6 +166,17 @@ cdef class Feed:
             self.exhausted = True
         encoder.close()
         return self.pending
+
+    cdef inline PyObject *next_item(self) except? NULL:
+        """The next element (a new reference), NULL at the end. A list is read as it is now, without its iterator."""
+        cdef PyObject *item
+        if self.plain is None:
+            return PyIter_Next(self.iterator)
+        if self.tasks >= <uint64_t>PyList_GET_SIZE(self.plain):
+            return NULL
+        item = PyList_GET_ITEM(self.plain, self.tasks)
+        Py_INCREF(item)
+        return item
 
     def publish(self) -> bool:
         """Hand the encoded chunk to the workers. False: no room in shared memory until something was collected."""

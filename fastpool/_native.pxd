@@ -293,7 +293,6 @@ cdef int reader_take(fp_reader *reader, uint32_t count, uint32_t bytes) noexcept
 cdef void lane_reset(fp_reader *reader) noexcept nogil
 cdef int heap_adopt(fp_segment *segment, uint32_t owner) noexcept nogil
 cdef int heap_alloc(fp_segment *segment, uint32_t owner, uint64_t bytes, uint64_t *offset) noexcept nogil
-cdef uint64_t heap_trim(fp_segment *segment, uint32_t owner, uint64_t keep) noexcept nogil
 cdef int heap_sweep(fp_segment *segment, uint32_t owner, const uint64_t *held, uint64_t n) noexcept nogil
 cdef int block_check(const fp_segment *segment, uint32_t owner, uint64_t offset, uint64_t bytes) noexcept nogil
 cdef int block_free(fp_segment *segment, uint64_t offset) noexcept nogil

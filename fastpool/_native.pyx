@@ -1,12 +1,11 @@
 """The only extension that links the C core (``csrc/``), and the one place where its error codes become exceptions."""
 
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EINTR
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 from posix.signal cimport kill as posix_kill
-from posix.unistd cimport _exit, close as posix_close, getpid
+from posix.unistd cimport _exit, getpid
 
 import os
 
@@ -60,6 +59,7 @@ cdef extern from "board.h" nogil:
     void fp_line_reset(fp_line *line)
 
 cdef extern from "arena.h" nogil:
+    const uint64_t FP_WARM_BYTES
     int fp_arena_create(fp_arena *arena, uint32_t lanes, uint64_t ring_bytes, uint64_t cap)
     void fp_arena_destroy(fp_arena *arena)
     int fp_heap_adopt(fp_segment *segment, uint32_t owner)
@@ -160,9 +160,6 @@ cdef int heap_adopt(fp_segment *segment, uint32_t owner) noexcept nogil:
 
 cdef int heap_alloc(fp_segment *segment, uint32_t owner, uint64_t bytes, uint64_t *offset) noexcept nogil:
     return fp_heap_alloc(segment, owner, bytes, offset)
-
-cdef uint64_t heap_trim(fp_segment *segment, uint32_t owner, uint64_t keep) noexcept nogil:
-    return fp_heap_trim(segment, owner, keep)
 
 cdef int heap_sweep(fp_segment *segment, uint32_t owner, const uint64_t *held, uint64_t n) noexcept nogil:
     return fp_heap_sweep(segment, owner, held, n)
@@ -444,7 +441,7 @@ cdef class Segment:
         code = fp_heap_alloc(self.at, self.lanes, size, &offset)
         if code == FP_FULL:
             raise MemoryError(
-                f"fastpool: the map's functions take {size} bytes when pickled, more than the pool's memory_limit leaves"
+                f"fastpool: the map's functions take {size} bytes when pickled, more than memory_limit leaves"
             )
         check(code, "cannot place the job's functions")
         memcpy(fp_at(self.at, offset), data, size)
@@ -518,6 +515,10 @@ cdef class Segment:
         check(fp_heap_measure(self.at, owner, &stats), f"large blocks of worker {owner}")
         return stats
 
+    def trim_heap(self, int owner) -> None:
+        """Give pages of free blocks back, beyond what is kept warm. Only its owner calls this."""
+        fp_heap_trim(self.at, owner, FP_WARM_BYTES)
+
     @property
     def reserved(self) -> int:
         """Bytes of address space of the segment."""
@@ -550,7 +551,7 @@ cdef class Segment:
             PyErr_CheckSignals()
 
     cdef int wait_as_parent(self, fp_predicate predicate, void *context, uint64_t deadline_ns) except -1:
-        """Sleep until the predicate holds (FP_WAIT_READY), a worker's process ended (FP_WAIT_HANDLE) or the deadline."""
+        """Sleep until the predicate holds, a worker's process ended (FP_WAIT_HANDLE), or the deadline."""
         cdef int why
         while True:
             with nogil:
@@ -563,4 +564,3 @@ cdef class Segment:
     def ended(self) -> list[int]:
         """Workers whose process handle was readable in the last wait."""
         return [i for i in range(self.lanes) if self.ready[i + 1] and self.fds[i + 1] >= 0]
-

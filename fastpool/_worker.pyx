@@ -6,30 +6,29 @@ this module calls it once per job, per error and per life, never per task.
 
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
 
-from fastpool._codec cimport Decoder, Encoder
+from fastpool._codec cimport Decoder, Encoder, put
 from fastpool._native cimport (
     FP_CLAIM_EXHAUSTED, FP_CLAIM_OK, FP_CLAIM_OTHER, FP_CLAIM_STARVED, FP_CMD_STOP, FP_EXITED, FP_EXITING, FP_FULL,
-    FP_IDLE, FP_INDEX_CLOSED, FP_INITIALIZING, FP_JOB_LAST, FP_JOB_TIMED, FP_KIND_BLOCK, FP_KIND_FRAGMENT,
-    FP_KIND_PICKLE, FP_PHASE_EXIT, FP_PHASE_INIT, FP_PHASE_TASK, FP_RUNNING, FP_TOTAL_UNKNOWN, FP_UNIT_TASK,
-    Segment, check, claim_drop, claim_next, fp_align, fp_at, fp_block_item, fp_checksum, fp_claim_index,
-    fp_claim_number, fp_feed_of, fp_feed_slot, fp_fragment, fp_job, fp_lane, fp_lane_of, fp_line, fp_line_news,
-    fp_line_of, fp_record, fp_segment, fp_writer, fp_writer_commit, heap_alloc, heap_trim, load, move_state, now_ns,
-    peek, poke, store, writer_attach, writer_close, writer_half_full, writer_has_room, writer_largest, writer_open,
+    FP_IDLE, FP_INDEX_CLOSED, FP_INITIALIZING, FP_JOB_LAST, FP_KIND_BLOCK, FP_KIND_FLOAT64, FP_KIND_FRAGMENT,
+    FP_KIND_INT64, FP_KIND_PICKLE, FP_PHASE_EXIT, FP_PHASE_INIT, FP_PHASE_TASK, FP_RUNNING, FP_TOTAL_UNKNOWN,
+    FP_UNIT_TASK, Segment, check, claim_drop, claim_next, fp_align, fp_at, fp_block_item, fp_checksum,
+    fp_claim_index, fp_claim_number, fp_feed_of, fp_feed_slot, fp_fragment, fp_job, fp_lane, fp_lane_of, fp_line,
+    fp_line_news, fp_line_of, fp_record, fp_segment, fp_writer, heap_alloc, load, move_state, now_ns, peek, poke,
+    store, writer_attach, writer_close, writer_half_full, writer_has_room, writer_largest, writer_open,
 )
 
 from collections.abc import Iterable
 
 cdef extern from "Python.h":
-    ctypedef object (*vectorcallfunc)(object, PyObject *const *, size_t, PyObject *)
     const size_t PY_VECTORCALL_ARGUMENTS_OFFSET
     object PyObject_Vectorcall(object callable, PyObject *const *args, size_t nargsf, PyObject *kwnames)
     object PyObject_VectorcallDict(object callable, PyObject *const *args, size_t nargsf, PyObject *kwdict)
     object PyLong_FromLongLong(long long value)
+    object PyFloat_FromDouble(double value)
 
 cdef enum:
     LARGE_BYTES = 1 << 15  # results of more bytes go into a block of their own
@@ -50,6 +49,8 @@ cdef class LaneEncoder(Encoder):
     """Encodes into the worker's own lane, waiting where the parent has to read first."""
     cdef uint32_t worker
     cdef fp_line *line
+    cdef bint blocks         # it has allocated large blocks since the loop last set this
+    cdef uint64_t rung_for   # the last wake_at the parent was rung for
     cdef uint64_t waited_ns  # for room, since the loop last set it to 0
 
     def __cinit__(self, Segment segment, uint32_t worker):
@@ -87,7 +88,12 @@ cdef class LaneEncoder(Encoder):
                 self.tell_parent()
 
     cdef int wanted(self) except -1:
-        self.segment.ring_parent()
+        """The parent wants to be rung for this commit. Once for each value of wake_at is enough: when it sets the same
+        value again, it sees before it sleeps that `committed` has reached it."""
+        cdef uint64_t wake_at = peek(self.writer.lane.wake_at)
+        if wake_at != self.rung_for:
+            self.rung_for = wake_at
+            self.segment.ring_parent()
         return 0
 
     cdef int put_large(self, int kind, uint32_t tag, const void *data, uint64_t size, uint64_t total,
@@ -100,6 +106,7 @@ cdef class LaneEncoder(Encoder):
             return self.put_fragments(kind, tag, <const unsigned char *>data, size, sum)
         check(code, f"large blocks of worker {self.worker}")
         memcpy(fp_at(self.segment.at, offset), data, size)
+        self.blocks = True
         item = <fp_block_item *>self.room(FP_KIND_BLOCK, sizeof(fp_block_item))
         item.offset = offset
         item.bytes = size
@@ -165,6 +172,13 @@ cdef bint is_array(object kind):
 
 # ---------------------------------------------------------------- the loop
 
+cdef enum:  # what a worker is at when an exception comes
+    DECODING = 0
+    CALLING = 1
+    ENCODING = 2
+
+cdef tuple phrases = ("argument", "task", "result")
+
 cdef struct Look:
     fp_segment *segment
     fp_lane *lane
@@ -213,6 +227,7 @@ cdef class Loop:
     cdef PyObject **args      # [0] is for the callee, then the leading arguments, then the task's
     cdef Py_ssize_t args_size
     cdef tuple leading
+    cdef Py_ssize_t n_leading
     cdef bint initialized
     cdef bint ran             # it has run a task
     cdef uint32_t flags
@@ -308,6 +323,9 @@ cdef class Loop:
         claim_drop(self.segment.at, self.worker)
         self.become(FP_IDLE)
         self.host.flush()
+        if self.out.blocks:
+            self.out.blocks = False
+            self.segment.trim_heap(self.worker)
         self.out.tell_parent()
         self.segment.wait_as_worker(self.worker, has_work, &self.look)
         poke(self.line.waiting_ns, peek(self.line.waiting_ns) + now_ns() - since)
@@ -335,8 +353,9 @@ cdef class Loop:
         if known is None:
             return False
         self.function, self.leading = known
-        self.reserve(len(self.leading) + 16)
-        for i in range(len(self.leading)):
+        self.n_leading = len(self.leading)
+        self.reserve(self.n_leading + 16)
+        for i in range(self.n_leading):
             argument = self.leading[i]
             self.args[1 + i] = <PyObject *>argument
         self.flags = flags
@@ -433,75 +452,80 @@ cdef class Loop:
         cdef uint64_t job = self.out.job
         cdef uint64_t index = first
         cdef uint64_t end = first + count
-        cdef LaneEncoder out = self.out
         cdef object element = None
         cdef object result
-        cdef str what = "task"
+        cdef int doing = CALLING
         try:
             while index < end:
                 if peek(self.look.lane.abandon) >= job:
                     return False
                 element = PyLong_FromLongLong(start + <int64_t>index * step)
                 result = self.call_single(element)
-                what = "result"
-                out.put(result)
-                what = "task"
+                doing = ENCODING
+                put(self.out, result)
+                doing = CALLING
                 index += 1
         except BaseException as error:
-            self.report(error, what, index, element)
+            self.report(error, phrases[doing], index, element)
             return False
         return True
 
     cdef bint run_chunk(self, const unsigned char *at, uint64_t size) except -1:
         """Tasks of a chunk that the parent encoded."""
-        cdef uint64_t job = self.out.job
         cdef const unsigned char *end = at + size
         cdef const fp_record *record
-        cdef const unsigned char *item
-        cdef const unsigned char *stop
-        cdef uint64_t closed, left, used
-        cdef int kind
-        cdef LaneEncoder out = self.out
+        cdef const unsigned char *items
+        cdef uint64_t closed, used
+        while at < end:
+            record = <const fp_record *>at
+            closed = record.closed
+            used = <uint32_t>closed
+            items = at + sizeof(fp_record)
+            at = items + fp_align(used, 8)
+            if not self.run_record(record.kind, (closed >> 32) & 0x7FFFFFFF, items, items + used):
+                return False
+        return True
+
+    cdef bint run_record(self, int kind, uint64_t count, const unsigned char *item,
+                         const unsigned char *end) except -1:
+        """Tasks whose elements are the items of one record."""
+        cdef uint64_t job = self.out.job
         cdef object element = None
         cdef object result
-        cdef str what = "argument"
+        cdef int doing = DECODING
         try:
-            while at < end:
-                record = <const fp_record *>at
-                closed = record.closed
-                kind = record.kind
-                left = (closed >> 32) & 0x7FFFFFFF
-                used = <uint32_t>closed
-                item = at + sizeof(fp_record)
-                stop = item + used
-                at = item + fp_align(used, 8)
-                while left > 0:
-                    if peek(self.look.lane.abandon) >= job:
-                        return False
-                    left -= 1
-                    what = "argument"
-                    element = self.decoder.item(kind, &item, stop)
-                    what = "task"
-                    if kind < FP_KIND_PICKLE:
-                        result = self.call_single(element)
-                    else:
-                        result = self.call(element)
-                    what = "result"
-                    out.put(result)
+            while count > 0:
+                if peek(self.look.lane.abandon) >= job:
+                    return False
+                count -= 1
+                doing = DECODING
+                if kind == FP_KIND_FLOAT64:
+                    element = PyFloat_FromDouble((<const double *>item)[0])
+                    item += 8
+                elif kind == FP_KIND_INT64:
+                    element = PyLong_FromLongLong((<const int64_t *>item)[0])
+                    item += 8
+                else:
+                    element = self.decoder.item(kind, &item, end)
+                doing = CALLING
+                result = self.call_single(element) if kind < FP_KIND_PICKLE else self.call(element)
+                doing = ENCODING
+                put(self.out, result)
         except BaseException as error:
-            self.report(error, what, out.number, element)
+            self.report(error, phrases[doing], self.out.number, element)
             return False
         return True
 
     cdef inline object call_single(self, object element):
-        cdef Py_ssize_t n = len(self.leading)
-        self.args[1 + n] = <PyObject *>element
-        return PyObject_Vectorcall(self.function, self.args + 1, (n + 1) | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
+        """Call with one argument after the leading ones."""
+        cdef PyObject **args = self.args + 1
+        args[self.n_leading] = <PyObject *>element
+        return PyObject_Vectorcall(self.function, args, (self.n_leading + 1) | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
 
     cdef object call(self, object element):
         """Call with an element that may have to be unpacked."""
         cdef int shape = shape_of(element)
-        cdef Py_ssize_t n = len(self.leading)
+        cdef Py_ssize_t n = self.n_leading
         cdef Py_ssize_t i
         cdef tuple given
         cdef dict keywords

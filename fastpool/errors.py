@@ -1,5 +1,7 @@
-"""What can go wrong, as types with fields. Each error of fastpool's own is a :class:`FastpoolError` and the builtin that
-users catch for that kind of thing."""
+"""What can go wrong, as types with fields.
+
+Each error of fastpool's own is a :class:`FastpoolError` and the builtin that users catch for that kind of thing.
+"""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def code_of(function: Any) -> types.FunctionType | None:
         elif isinstance(function, types.MethodType):
             function = function.__func__
         elif isinstance(function, type):
-            function = function.__init__
+            function = vars(function).get("__init__")
         elif isinstance(getattr(type(function), "__call__", None), types.FunctionType):  # noqa: B004
             function = type(function).__call__
         else:
@@ -69,7 +69,7 @@ def code_of(function: Any) -> types.FunctionType | None:
 
 
 def fingerprint(function: Function | None) -> bytes | None:
-    """A digest of a function's code and of the defaults that can be digested; None for what is not written in Python."""
+    """A digest of a function's code and defaults; None for what is not written in Python."""
     python = code_of(function)
     if python is None:
         return None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any
 
-from fastpool.job import MapJob, make_map_job
+from fastpool.job import make_map_job
 from fastpool.options import make_options
 from fastpool.supervisor import Supervisor
 
@@ -63,7 +64,14 @@ class WorkerPool:
         memory_limit: int | None = None,
     ) -> None:
         options = make_options(
-            n_jobs, daemon, shared_objects, pass_worker_id, use_worker_state, start_method, keep_alive, memory_limit
+            n_jobs,
+            daemon,
+            shared_objects,
+            pass_worker_id,
+            use_worker_state,
+            start_method,
+            keep_alive,
+            memory_limit,
         )
         self._supervisor = Supervisor(options)
         self._busy = threading.Lock()
@@ -116,9 +124,9 @@ class WorkerPool:
         Raises
         ------
         Exception
-            What a task, `worker_init` or `worker_exit` raised, with its own type, arguments and attributes, caused by a
-            :class:`fastpool.RemoteError`; or what the input itself raised while it was iterated. All workers are stopped
-            then, without their exit functions; the pool can be used again.
+            What a task, `worker_init` or `worker_exit` raised, with its own type, arguments and attributes, caused by
+            a :class:`fastpool.RemoteError`; or what the input itself raised while it was iterated. All workers are
+            stopped then, without their exit functions; the pool can be used again.
         WorkerDiedError
             A worker ended without being asked to.
         SerializationError
@@ -141,16 +149,15 @@ class WorkerPool:
             worker_init,
             worker_exit,
         )
-        return self._exclusively(self._run, job)
+        with self._exclusively():
+            return self._supervisor.run(job)
 
-    def _run(self, job: MapJob) -> list[Any]:
-        return self._supervisor.run(job)
-
-    def _exclusively(self, call: Callable[..., Any], *args: Any) -> Any:
+    @contextlib.contextmanager
+    def _exclusively(self) -> Iterator[None]:
         if not self._busy.acquire(blocking=False):
             raise RuntimeError("this pool is busy: another map of it is running")
         try:
-            return call(*args)
+            yield
         finally:
             self._busy.release()
 
@@ -175,13 +182,15 @@ class WorkerPool:
         Exception
             What an exit function raised.
         """
-        self._exclusively(self._supervisor.stop)
+        with self._exclusively():
+            self._supervisor.stop()
 
     join = stop_and_join
 
     def terminate(self) -> None:
         """Stop all workers now, without their exit functions. The pool can be used again."""
-        self._exclusively(self._supervisor.terminate)
+        with self._exclusively():
+            self._supervisor.terminate()
 
     def __enter__(self) -> WorkerPool:
         return self

@@ -16,8 +16,8 @@ class Schedule:
     """Chunk sizes for input that the parent feeds.
 
     With a given chunk size, chunk k ends at task ``ceil((k + 1) * size)``, so that sizes average to it. Otherwise chunks
-    last about CHUNK_NS by the workers' own clocks and shrink towards the end (guided self-scheduling: Polychronopoulos
-    and Kuck, 1987).
+    last about CHUNK_NS by the workers' own clocks and shrink towards the end (guided self-scheduling:
+    Polychronopoulos and Kuck, 1987).
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class Schedule:
         if self.even is not None:
             return self.even
         if task_ns is None:
-            size = min(FIRST_TASKS, 2 ** (self.chunks // self.n_workers))
+            size = min(FIRST_TASKS, 1 << min(30, self.chunks // self.n_workers))
         else:
             size = min(MOST_TASKS, int(CHUNK_NS / max(task_ns, 1)))
         if self.job.length is not None:

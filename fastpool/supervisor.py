@@ -401,7 +401,7 @@ class _Run:
             if feed.outstanding == 0:
                 raise MemoryError(
                     "fastpool: a chunk of the input needs more shared memory than the pool's memory_limit "
-                    f"({self.supervisor.options.memory_limit} bytes) allows; use a smaller chunk_size or smaller elements"
+                    f"({self.supervisor.options.memory_limit} bytes) allows; use a smaller chunk_size or elements"
                 )
             return False
         self.schedule.chunks += 1
@@ -410,5 +410,3 @@ class _Run:
         else:
             self.segment.wake(1)
         return True
-
-

@@ -104,15 +104,15 @@ def own_part(error: BaseException) -> Any:
 def dump_exception(error: BaseException) -> bytes | None:
     """Pickle an exception so that it comes back with its type, arguments and attributes; None if that cannot be.
 
-    Many exception classes pickle but do not unpickle, because ``BaseException`` calls the class with ``args``, which need
-    not fit the class's constructor. Those are rebuilt without calling the constructor.
+    Many exception classes pickle but do not unpickle, because ``BaseException`` calls the class with ``args``, which
+    need not fit the class's constructor. Those are rebuilt without calling the constructor.
     """
     for form in (error, _Rebuilt(error)):
         try:
             blob = pickle.dumps(form, 5)
             if type(pickle.loads(blob)) is type(error):
                 return blob
-        except Exception:  # noqa: S112, PERF203 - the next form, or None, says so
+        except Exception:  # the next form, or None, says so
             continue
     return None
 

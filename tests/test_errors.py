@@ -79,7 +79,9 @@ def test_exceptions_come_back_whatever_their_constructor() -> None:
         assert (caught.value.code, caught.value.detail, caught.value.args) == (7, "x", ("code 7",))
 
 
-@pytest.mark.parametrize("kind", [Silent, Hostile, SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration, MemoryError])
+@pytest.mark.parametrize(
+    "kind", [Silent, Hostile, SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration, MemoryError]
+)
 def test_awkward_exceptions(kind: type[BaseException]) -> None:
     with WorkerPool(n_jobs=1) as pool:
         with pytest.raises(kind):
@@ -112,7 +114,10 @@ def test_a_local_exception_class_is_named() -> None:
     def fail(_: Any) -> None:
         raise Local("from inside")
 
-    with WorkerPool(n_jobs=1) as pool, pytest.raises(SerializationError, match=r"Local: from inside") as caught:
+    with (
+        WorkerPool(n_jobs=1) as pool,
+        pytest.raises(SerializationError, match=r"Local: from inside") as caught,
+    ):
         pool.map(fail, [0])
     assert caught.value.what == "exception"
     assert isinstance(caught.value.__cause__, RemoteError)
@@ -130,7 +135,10 @@ def _only_in(pid: int) -> Exception:
 
 
 def test_an_exception_that_cannot_be_unpickled_in_the_parent() -> None:
-    with WorkerPool(n_jobs=1) as pool, pytest.raises(SerializationError, match="not in this process") as caught:
+    with (
+        WorkerPool(n_jobs=1) as pool,
+        pytest.raises(SerializationError, match="not in this process") as caught,
+    ):
         pool.map(raise_this, [UnloadableError])
     assert caught.value.what == "exception"
 

@@ -195,9 +195,7 @@ def test_worker_lifespan(lifespan: int, kind: Any, keep_alive: bool) -> None:
 def test_worker_lifespan_ends_after_the_chunk_that_reaches_it() -> None:
     with WorkerPool(n_jobs=2, use_worker_state=True) as pool:
         for given in (range(60), list(range(60))):
-            pool.map(
-                count, given, worker_lifespan=5, chunk_size=4, worker_init=init_count, worker_exit=exit_count
-            )
+            pool.map(count, given, worker_lifespan=5, chunk_size=4, worker_init=init_count, worker_exit=exit_count)
             assert set(pool.get_exit_results()) <= {8, 4}
             assert sum(pool.get_exit_results()) == 60
 

@@ -39,7 +39,10 @@ def test_values_of_every_size(memory_limit: int | None) -> None:
 
 
 def test_large_arguments_and_pickles() -> None:
-    values = [{"k": list(range(n))} for n in (1, 100, 10_000, 200_000)] + ["ü" * 100_000, "\U0001f600" * 70_000]
+    values = [{"k": list(range(n))} for n in (1, 100, 10_000, 200_000)] + [
+        "ü" * 100_000,
+        "\U0001f600" * 70_000,
+    ]
     with WorkerPool(n_jobs=2) as pool:
         assert pool.map(identity, [(value,) for value in values]) == values
 

@@ -9,11 +9,14 @@
  * shared word; memory is sequentially consistent (stores reach it in order on TSO, and are releases elsewhere; the
  * two places that need more say "fence").
  *
- * Units 0 … tasks-1 of a job are its tasks (`unit = TASK`); units from there on are tasks given again (`feed`). A lane
- * is a queue of committed and not yet collected results. Waiting is a guard here: bell.pml shows that it is.
+ * Units 0 … tasks-1 of a job are its tasks (`unit = TASK`); units from there on are tasks given again (`feed`). A
+ * lane is a queue of results that are committed and not yet collected. Waiting is a guard here; that a wait by bell
+ * ends when its guard holds is what bell.pml shows. `news` is a call on the parent to settle again, if it has to.
  *
- * Switches: MUTATE_* leave out or misplace one step each, and the search must then find an error. ABANDON: the parent may leave
- * job 1 early. NUMBERS: how many job numbers the claim word has room for; fewer than jobs makes it repeat. */
+ * Switches: each MUTATE_* leaves out or misplaces one step, and the search must then find an error. ABANDON: the
+ * parent may leave job 1 early. NUMBERS: how many job numbers the claim word has room for; with fewer than JOBS + 1
+ * they repeat, as they do after 2^24 jobs. (W=3, TASKS=1, JOBS=1 is whole too: 130 million states, 6 GB.)
+ */
 
 #ifndef W
 #define W 2
@@ -87,8 +90,8 @@ again:
        line_job[me] = number;                                                /* fence */
        goto again
 #ifndef MUTATE_PARAMETERS_AFTER_CLAIM
-    :: index != CLOSED && number == line_job[me] && copy_is == 0 ->          /* 1b: a copy of the parameters; if it is */
-       copy_last = job_last;                                                 /*     another job's, the CAS will fail */
+    :: index != CLOSED && number == line_job[me] && copy_is == 0 ->          /* 1b: copy the parameters; if they are */
+       copy_last = job_last;                                                 /*     another job's, 5 will fail */
        copy_is = job_is
 #endif
     :: else
@@ -236,7 +239,7 @@ inline look_at_lines() {
 inline settle() {
   need = false;
   look_again = false;
-  unclear = true;                                                            /* from here on news calls for another look */
+  unclear = true;                                                            /* news from here on: look again */
 #ifdef MUTATE_LINES_FIRST
   look_at_lines();
   look_at_gate();
@@ -260,7 +263,7 @@ inline settle() {
      :: (got & bit(task)) || (moved & bit(unit)) || (held & bit(unit))
      :: else ->
         if
-        :: intended & bit(unit) -> look_again = true                              /* its CAS may have failed: look again */
+        :: intended & bit(unit) -> look_again = true                       /* its CAS may have failed */
         :: else ->
            d_step {
              moved = moved | bit(unit);
