@@ -1,8 +1,8 @@
 """Worker processes: started by a fork of our own, and all the same what a user of ``multiprocessing`` expects.
 
 A worker is a ``multiprocessing`` process (``current_process()``, ``parent_process()``, ``active_children()``, the
-daemon flag, after-fork hooks, exit handlers). Only the way it is forked differs: the core does it, so that the process handle,
-the owner pipe and the record of its pid cannot come apart.
+daemon flag, after-fork hooks, exit handlers). Only the way it is forked differs: the core does it, so that the process
+handle, the owner pipe and the record of its pid cannot come apart.
 """
 
 from __future__ import annotations

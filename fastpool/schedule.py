@@ -15,8 +15,8 @@ AHEAD = 4  # chunks a worker that may wait, unclaimed
 class Schedule:
     """Chunk sizes for input that the parent feeds.
 
-    With a given chunk size, chunk k ends at task ``ceil((k + 1) * size)``, so that sizes average to it. Otherwise chunks
-    last about CHUNK_NS by the workers' own clocks and shrink towards the end (guided self-scheduling:
+    With a given chunk size, chunk k ends at task ``ceil((k + 1) * size)``, so that sizes average to it. Otherwise
+    chunks last about CHUNK_NS by the workers' own clocks and shrink towards the end (guided self-scheduling:
     Polychronopoulos and Kuck, 1987).
 
     Parameters
