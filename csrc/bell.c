@@ -39,14 +39,15 @@ static void learn(fp_spin *spin, int earned) {
 }
 
 static void arm(fp_bell *bell, int barrier_all) {
-  atomic_store_explicit(&bell->sleeping, 1, memory_order_seq_cst); /* S1 */
-  fp_fence();                                                      /* S2 */
+  if (++bell->sleeps == 0) bell->sleeps = 1;
+  atomic_store_explicit(&bell->sleeping, bell->sleeps, memory_order_seq_cst); /* S1 */
+  fp_fence();                                                                 /* S2 */
   /* where there is none, the others fence after each store that this waits for (fence_each) */
   if (barrier_all) (void)fp_barrier_all();
 }
 
-/* A ringer that took `sleeping` before this may write to the descriptor long after it: the next wait then
- * finds a ring without a reason, drains it and goes on waiting. */
+/* A ringer that read `sleeping` before this may write to the descriptor long after it: the next wait then
+ * finds a ring without a reason, drains it and goes on waiting. That ringer cannot clear the next sleep's number. */
 static void disarm(fp_bell *bell) { atomic_store_explicit(&bell->sleeping, 0, memory_order_seq_cst); }
 
 static int64_t time_left(uint64_t deadline_ns) {

@@ -31,13 +31,16 @@ enum {
 int fp_bell_wait(fp_bell *bell, const fp_event *event, fp_spin *spin, int barrier_all, fp_predicate predicate,
                  void *context, const int *fds, int *ready, int n, uint64_t deadline_ns);
 
-/* Wake the bell's owner if it sleeps. The caller has published what the owner waits for.
+/* Wake the bell's owner if it sleeps. The caller has published what the owner waits for. Whoever clears `sleeping`
+ * has already written, so a ringer may stop for ever at any instruction here and silence nobody else.
  * Returns 1 if it made a system call. */
 static inline int fp_bell_ring(fp_bell *bell, const fp_event *event) {
-  fp_fence(); /* W1 */
-  if (atomic_load_explicit(&bell->sleeping, memory_order_relaxed) == 0) return 0;
-  if (atomic_exchange_explicit(&bell->sleeping, 0, memory_order_seq_cst) == 0) return 0;
-  fp_event_ring(event); /* died before this: the owner also waits for our process handle */
+  fp_fence();                                                                   /* W1 */
+  uint32_t sleep = atomic_load_explicit(&bell->sleeping, memory_order_acquire); /* W2 */
+  if (sleep == 0) return 0;
+  fp_event_ring(event); /* W3; died before this: the owner also waits for our process handle */
+  (void)atomic_compare_exchange_strong_explicit(&bell->sleeping, &sleep, 0, memory_order_seq_cst,
+                                                memory_order_relaxed); /* W4; lost: not this sleep any more */
   return 1;
 }
 

@@ -2,6 +2,12 @@
 
 #include "platform.h"
 
+static int same_low_bits(uint64_t a, uint64_t b) { return ((a ^ b) & FP_NUMBER_MASK) == 0; }
+
+static int is_open_for(uint64_t word, uint64_t number) {
+  return fp_claim_index(word) != FP_INDEX_CLOSED && same_low_bits(fp_claim_number(word), number);
+}
+
 /* ------------------------------------------------------------------ the parent */
 
 static int is_living(const fp_line *line) {
@@ -9,22 +15,27 @@ static int is_living(const fp_line *line) {
   return state != FP_EXITED && state != FP_DEAD;
 }
 
-/* Might this worker still compare the gate with a word that the new number would make appear again? */
-static int remembers(const fp_line *line, uint64_t number) {
-  if (!is_living(line)) return 0;
-  uint64_t held = atomic_load_explicit(&line->claim, memory_order_acquire);
+/* Would a claim word of job `number` look to this worker like one of the job that it joined? */
+static int is_shown(const fp_line *line, uint64_t number) {
   uint64_t job = atomic_load_explicit(&line->job, memory_order_acquire);
-  return fp_held_state(held) == FP_CLAIM_INTENT && job < number && ((job ^ number) & FP_NUMBER_MASK) == 0;
+  return job != 0 && job != number && same_low_bits(job, number) && is_living(line);
+}
+
+static int is_shown_anywhere(const fp_segment *segment, uint64_t number) {
+  for (uint32_t worker = 0; worker < segment->lanes; worker++)
+    if (is_shown(fp_line_of(segment, worker), number)) return 1;
+  return 0;
 }
 
 uint64_t fp_gate_close(fp_segment *segment) {
-  uint64_t number = atomic_load_explicit(&segment->job.number, memory_order_relaxed) + 1;
-  atomic_store_explicit(&segment->gate.claim, fp_claim_pack(number, FP_INDEX_CLOSED), memory_order_release);
-  /* Release alone lets the stores of B and the looks below pass the store above. With this, a worker either
-   * showed its intent before the looks, or finds the gate closed when it looks again (step 5). */
-  fp_fence();
-  for (uint32_t worker = 0; worker < segment->lanes; worker++)
-    if (remembers(fp_line_of(segment, worker), number)) return 0;
+  uint64_t number = atomic_load_explicit(&segment->job.number, memory_order_relaxed);
+  do {
+    number++;
+    atomic_store_explicit(&segment->gate.claim, fp_claim_pack(number, FP_INDEX_CLOSED), memory_order_release);
+    /* Release alone lets the stores of B and the looks at the lines pass the store above. With this, a worker that
+     * joins a job has either shown it before the looks, or finds the gate closed when it looks again (1a). */
+    fp_fence();
+  } while (is_shown_anywhere(segment, number));
   atomic_store_explicit(&segment->job.number, number, memory_order_release);
   return number;
 }
@@ -34,106 +45,118 @@ void fp_gate_open(fp_segment *segment) {
   atomic_store_explicit(&segment->gate.claim, fp_claim_pack(number, 0), memory_order_release);
 }
 
-/* ------------------------------------------------------------------ the worker */
+/* Job, claim, job: between two jobs the line shows no claim, so the same job twice means that they belong together. */
+int fp_line_holds(const fp_line *line, uint64_t number, uint64_t *first, uint64_t *count) {
+  *first = *count = 0;
+  if (atomic_load_explicit(&line->job, memory_order_acquire) != number) return FP_CLAIM_NONE;
+  uint64_t word = atomic_load_explicit(&line->claim, memory_order_acquire);
+  if (atomic_load_explicit(&line->job, memory_order_acquire) != number) return FP_CLAIM_NONE;
+  if (fp_held_state(word) == FP_CLAIM_NONE) return FP_CLAIM_NONE;
+  *first = fp_held_first(word);
+  *count = fp_held_count(word);
+  return (int)fp_held_state(word);
+}
+
+/* ------------------------------------------------------------------ the worker: joining */
+
+/* The gate first: once it has opened for a job, job.number is that job's or a later one's. */
+int fp_gate_shows(const fp_segment *segment, uint64_t number) {
+  fp_fence();
+  uint64_t word = atomic_load_explicit(&segment->gate.claim, memory_order_acquire);
+  return is_open_for(word, number) &&
+         atomic_load_explicit(&segment->job.number, memory_order_acquire) == number;
+}
+
+/* 1b. Relaxed: whoever reads a newer job's parameter here finds, after a full fence, the gate closed or changed. */
+static fp_terms copy_terms(const fp_job *job, uint64_t number) {
+#define COPY(field) .field = atomic_load_explicit(&job->field, memory_order_relaxed)
+  return (fp_terms){
+      .number = number, COPY(unit),        COPY(flags),     COPY(range_start), COPY(range_step),
+      COPY(chunk_fixed), COPY(chunk_ns),   COPY(n_workers), COPY(spec),        COPY(lifespan),
+      COPY(spec_offset), COPY(spec_bytes), COPY(spec_sum),
+  };
+#undef COPY
+}
+
+int fp_claim_join(fp_segment *segment, uint32_t worker, fp_terms *terms) {
+  fp_line *line = fp_line_of(segment, worker);
+  terms->number = 0;
+  uint64_t word = atomic_load_explicit(&segment->gate.claim, memory_order_acquire);
+  uint64_t number = atomic_load_explicit(&segment->job.number, memory_order_acquire);
+  if (!is_open_for(word, number)) return 0;
+  atomic_store_explicit(&line->claim, 0, memory_order_release);
+  atomic_store_explicit(&line->job, number, memory_order_release);
+  /* Up to here the numbers may have gone round once behind this worker's back. From this look on its line keeps
+   * the parent from using the number again. */
+  if (!fp_gate_shows(segment, number)) return 0;
+  fp_terms copy = copy_terms(&segment->job, number);
+  if (!fp_gate_shows(segment, number)) return 0;
+  *terms = copy;
+  return 1;
+}
+
+/* ------------------------------------------------------------------ the worker: claiming */
 
 static uint64_t smaller(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
-uint64_t fp_claim_size(const fp_job *job, uint64_t left, uint64_t task_ns) {
-  uint64_t fixed = atomic_load_explicit(&job->chunk_fixed, memory_order_acquire);
-  uint64_t workers = atomic_load_explicit(&job->n_workers, memory_order_acquire);
-  uint64_t target_ns = atomic_load_explicit(&job->chunk_ns, memory_order_acquire);
+uint64_t fp_claim_size(const fp_terms *terms, uint64_t left, uint64_t task_ns) {
+  uint64_t workers = terms->n_workers > 0 ? terms->n_workers : 1;
   uint64_t size;
-  if (workers == 0) workers = 1;
-  if (fixed != 0)
-    size = smaller(fixed, left);
+  if (terms->chunk_fixed != 0)
+    size = smaller(terms->chunk_fixed, left);
   else if (task_ns == 0)
     size = smaller(left / (16 * workers), 16);
   else
-    size = smaller(left / (4 * workers), target_ns / task_ns);
+    size = smaller(left / (4 * workers), terms->chunk_ns / task_ns);
   size = smaller(size, FP_MAX_CHUNK);
   return size > 0 ? size : 1;
 }
 
-typedef struct {
-  uint64_t word;   /* the gate as it was seen */
-  uint64_t number; /* of the job, all 64 bits */
-  uint64_t count;
-} offer;
+/* Step 3. */
+static uint64_t how_many(const fp_terms *terms, uint64_t left, uint64_t budget, uint64_t task_ns) {
+  if (terms->unit != FP_UNIT_TASK) return 1;
+  uint64_t count = fp_claim_size(terms, left, task_ns);
+  return budget != 0 ? smaller(count, budget) : count;
+}
 
 enum { LOOK_AGAIN = 0 }; /* beside FP_CLAIM_* */
 
-static int gate_is(const fp_segment *segment, uint64_t word) {
-  return atomic_load_explicit(&segment->gate.claim, memory_order_acquire) == word;
-}
-
-/* Steps 1 to 3. Every load acquires: whoever reads a newer job's parameter here finds the gate changed later. */
-static int look(const fp_segment *segment, uint64_t known, uint64_t budget, uint64_t task_ns, offer *seen) {
+/* Steps 1 and 2: the gate's word, and how many units from its index on are there. */
+static int look(const fp_segment *segment, const fp_terms *terms, uint64_t *word, uint64_t *left) {
   const fp_job *job = &segment->job;
-  seen->word = atomic_load_explicit(&segment->gate.claim, memory_order_acquire);
-  uint64_t index = fp_claim_index(seen->word);
-  if (index == FP_INDEX_CLOSED) return FP_CLAIM_EXHAUSTED;
-  if (fp_claim_number(seen->word) != (known & FP_NUMBER_MASK)) return FP_CLAIM_OTHER;
-  seen->number = atomic_load_explicit(&job->number, memory_order_acquire);
-  if ((seen->number & FP_NUMBER_MASK) != fp_claim_number(seen->word)) return LOOK_AGAIN;
+  *word = atomic_load_explicit(&segment->gate.claim, memory_order_acquire);
+  uint64_t index = fp_claim_index(*word);
+  if (index == FP_INDEX_CLOSED) return FP_CLAIM_CLOSED;
+  if (terms->number == 0 || !is_open_for(*word, terms->number)) return FP_CLAIM_OTHER;
   uint64_t avail = atomic_load_explicit(&job->avail, memory_order_acquire);
-  if (index >= avail) {
-    uint64_t total = atomic_load_explicit(&job->total, memory_order_acquire);
-    if (!gate_is(segment, seen->word)) return LOOK_AGAIN;
-    return total != FP_TOTAL_UNKNOWN && index >= total ? FP_CLAIM_EXHAUSTED : FP_CLAIM_STARVED;
+  if (index < avail) {
+    *left = avail - index;
+    return FP_CLAIM_OK;
   }
-  seen->count = 1;
-  if (atomic_load_explicit(&job->unit, memory_order_acquire) == FP_UNIT_TASK) {
-    seen->count = fp_claim_size(job, avail - index, task_ns);
-    if (budget != 0) seen->count = smaller(seen->count, budget);
-  }
-  return FP_CLAIM_OK;
+  uint64_t total = atomic_load_explicit(&job->total, memory_order_acquire);
+  if (atomic_load_explicit(&segment->gate.claim, memory_order_acquire) != *word) return LOOK_AGAIN;
+  return total != FP_TOTAL_UNKNOWN && index >= total ? FP_CLAIM_EXHAUSTED : FP_CLAIM_STARVED;
 }
 
-/* Step 4. Between two jobs the line shows no claim, so that whoever reads job, claim and the same job again
- * knows that they belong together. */
-static void show_intent(fp_line *line, const offer *seen) {
-  uint64_t first = fp_claim_index(seen->word);
-  if (atomic_load_explicit(&line->job, memory_order_relaxed) != seen->number) {
-    atomic_store_explicit(&line->claim, 0, memory_order_release);
-    atomic_store_explicit(&line->job, seen->number, memory_order_release);
-  }
-  atomic_store_explicit(&line->claim, fp_held_pack(first, seen->count, FP_CLAIM_INTENT),
-                        memory_order_release);
-}
-
-/* Step 5. Until the intent was shown, nothing kept the parent from going once round the 24-bit numbers: the word
- * may be a younger job's by now. From here on the intent keeps it, so this look decides. */
-static int still_offered(const fp_segment *segment, const offer *seen) {
-  const fp_job *job = &segment->job;
-  fp_fence();
-  if (!gate_is(segment, seen->word)) return 0;
-  if (atomic_load_explicit(&job->number, memory_order_acquire) != seen->number) return 0;
-  uint64_t end = fp_claim_index(seen->word) + seen->count;
-  if (end > atomic_load_explicit(&job->avail, memory_order_acquire)) return 0;
-  return seen->count == 1 || atomic_load_explicit(&job->unit, memory_order_acquire) == FP_UNIT_TASK;
-}
-
-int fp_claim_next(fp_segment *segment, uint32_t worker, uint64_t known, uint64_t budget, uint64_t task_ns,
-                  uint64_t *number, uint64_t *first, uint64_t *count) {
+int fp_claim_next(fp_segment *segment, uint32_t worker, const fp_terms *terms, uint64_t budget,
+                  uint64_t task_ns, uint64_t *first, uint64_t *count) {
   fp_line *line = fp_line_of(segment, worker);
   for (;;) {
-    offer seen;
-    int found = look(segment, known, budget, task_ns, &seen);
+    uint64_t word, left;
+    int found = look(segment, terms, &word, &left);
     if (found == LOOK_AGAIN) continue;
-    *number = fp_claim_number(seen.word);
     if (found != FP_CLAIM_OK) {
       fp_claim_drop(segment, worker);
       return found;
     }
-    show_intent(line, &seen);
-    if (!still_offered(segment, &seen)) continue;
-    uint64_t word = seen.word;
-    if (!atomic_compare_exchange_strong_explicit(&segment->gate.claim, &word, word + seen.count,
-                                                 memory_order_acq_rel, memory_order_relaxed))
+    uint64_t index = fp_claim_index(word), n = how_many(terms, left, budget, task_ns);
+    atomic_store_explicit(&line->claim, fp_held_pack(index, n, FP_CLAIM_INTENT), memory_order_release);
+    if (!atomic_compare_exchange_strong_explicit(&segment->gate.claim, &word, word + n, memory_order_acq_rel,
+                                                 memory_order_relaxed))
       continue;
-    *first = fp_claim_index(seen.word);
-    *count = seen.count;
-    atomic_store_explicit(&line->claim, fp_held_pack(*first, *count, FP_CLAIM_HELD), memory_order_release);
+    atomic_store_explicit(&line->claim, fp_held_pack(index, n, FP_CLAIM_HELD), memory_order_release);
+    *first = index;
+    *count = n;
     return FP_CLAIM_OK;
   }
 }

@@ -17,29 +17,57 @@ static inline uint64_t fp_held_first(uint64_t word) { return word >> (FP_COUNT_B
 static inline uint64_t fp_held_count(uint64_t word) { return (word >> 2) & FP_MAX_CHUNK; }
 static inline uint32_t fp_held_state(uint64_t word) { return (uint32_t)(word & 3); }
 
-/* Parent. Close the gate for job->number + 1 (A): nobody can claim until fp_gate_open. Returns the new number, which
- * is in job->number then; or 0 if a living worker's line still shows an intent of an older job with the same low 24
- * bits: the gate is closed, job->number as it was; try again when that line has moved. */
+/* A worker's private copy of a job's parameters (job.*). A worker that joined no job has number = 0: no job has
+ * that number. */
+typedef struct {
+  uint64_t number;
+  uint32_t unit;
+  uint32_t flags;
+  int64_t range_start;
+  int64_t range_step;
+  uint64_t chunk_fixed;
+  uint64_t chunk_ns;
+  uint32_t n_workers;
+  uint32_t spec;
+  uint64_t lifespan;
+  uint64_t spec_offset;
+  uint64_t spec_bytes;
+  uint64_t spec_sum;
+} fp_terms;
+
+/* Parent. Close the gate (A): nobody can claim until fp_gate_open. Returns the number of the job to come, which is in
+ * job.number then: the next one whose low 24 bits no living worker's line shows. It never waits. */
 uint64_t fp_gate_close(fp_segment *segment);
 void fp_gate_open(fp_segment *segment); /* C: job.* is written, workers may claim */
+/* A full fence, then: is the gate open for job `number`? */
+int fp_gate_shows(const fp_segment *segment, uint64_t number);
+
+/* Worker. Join the job that the gate shows (1a, 1b): the line shows its number, and no claim; *terms is a copy of its
+ * parameters, taken while the gate was open for it. Returns 1; or 0 if the gate is closed or changed meanwhile
+ * (terms->number = 0): look again. What the worker held before must be done. */
+int fp_claim_join(fp_segment *segment, uint32_t worker, fp_terms *terms);
 
 enum {
   FP_CLAIM_OK = 1,        /* *first and *count are claimed */
   FP_CLAIM_STARVED = 2,   /* the job goes on but has no input now */
-  FP_CLAIM_EXHAUSTED = 3, /* the job has no more for anybody (or there is none): see *number */
-  FP_CLAIM_OTHER = 4,     /* the gate is open for job *number, which is not `known`: learn about it first */
+  FP_CLAIM_EXHAUSTED = 3, /* all of the job is claimed */
+  FP_CLAIM_OTHER = 4,     /* the gate is open for another job: join that first */
+  FP_CLAIM_CLOSED = 5,    /* the gate is closed: nothing to claim now */
 };
 
-/* Worker. Claim the next units for `worker`. `budget`: the most tasks it may take (lifespan), 0: any.
- * task_ns: its measured time per task, 0: not known. *number: the (24-bit) number of the job it looked at; while the
- * gate is closed that is the job to come. What the worker held before must be done: its line no longer shows it. */
-int fp_claim_next(fp_segment *segment, uint32_t worker, uint64_t known, uint64_t budget, uint64_t task_ns,
-                  uint64_t *number, uint64_t *first, uint64_t *count);
+/* Worker. Claim the next units of the job that it joined last with these terms. `budget`: the most tasks it may take
+ * (lifespan), 0: any. task_ns: its measured time per task, 0: not known. What the worker held before must be done:
+ * its line no longer shows it. After any answer but OK the line shows no claim. */
+int fp_claim_next(fp_segment *segment, uint32_t worker, const fp_terms *terms, uint64_t budget,
+                  uint64_t task_ns, uint64_t *first, uint64_t *count);
 /* Worker. Nothing is held any more. */
 void fp_claim_drop(fp_segment *segment, uint32_t worker);
 
+/* Parent. What a line shows of job `number`: FP_CLAIM_NONE (*first = *count = 0), INTENT or HELD. */
+int fp_line_holds(const fp_line *line, uint64_t number, uint64_t *first, uint64_t *count);
+
 /* How many of `left` TASK units to take: chunk_fixed if given; else guided self-scheduling (Polychronopoulos & Kuck
  * 1987): a share of what is left, bounded by chunk_ns / task_ns; with task_ns unknown a small first chunk. At least 1. */
-uint64_t fp_claim_size(const fp_job *job, uint64_t left, uint64_t task_ns);
+uint64_t fp_claim_size(const fp_terms *terms, uint64_t left, uint64_t task_ns);
 
 #endif

@@ -41,13 +41,13 @@ enum {
 #define FP_TOTAL_UNKNOWN UINT64_MAX
 
 typedef struct {
-  /* parameters: parent, while the gate is closed. Atomic: those that a worker reads before it has claimed,
-   * when the parent may already be writing the next job's; the others only while holding a unit. */
+  /* parameters: parent, while the gate is closed. Workers read them once, to a private copy (fp_terms in claim.h),
+   * when the parent may already be writing the next job's. */
   _Alignas(FP_LINE_BYTES) _Atomic uint64_t number;
   _Atomic uint32_t unit;
   _Atomic uint32_t flags;
-  int64_t range_start;
-  int64_t range_step;
+  _Atomic int64_t range_start;
+  _Atomic int64_t range_step;
   _Atomic uint64_t chunk_fixed; /* tasks a chunk; 0: by measured speed */
   _Atomic uint64_t chunk_ns;    /* target duration of a chunk */
   _Atomic uint32_t n_workers;   /* for the size of the last chunks */
@@ -74,7 +74,8 @@ typedef struct {   /* parent, before avail passes the chunk */
 /* ------------------------------------------------------------------ bell */
 
 typedef struct {
-  _Alignas(FP_LINE_BYTES) _Atomic uint32_t sleeping; /* its owner sets; ringers clear by exchange */
+  _Alignas(FP_LINE_BYTES) _Atomic uint32_t sleeping; /* the sleep's number: owner; 0: ringers too, by CAS */
+  uint32_t sleeps;                                   /* its owner alone: the number of its last sleep */
 } fp_bell;
 
 /* ------------------------------------------------------------------ board */
@@ -96,7 +97,7 @@ enum { FP_CLAIM_NONE = 0, FP_CLAIM_INTENT = 1, FP_CLAIM_HELD = 2 };
 
 typedef struct {                                  /* the worker, except where noted */
   _Alignas(FP_LINE_BYTES) _Atomic uint64_t claim; /* first unit 40 | count 22 | FP_CLAIM_* 2 */
-  _Atomic uint64_t job;                           /* number of the job it last claimed from */
+  _Atomic uint64_t job;                           /* number of the job it joined last; 0: none yet */
   _Atomic uint32_t state;                         /* fp_state; DEAD by the parent */
   _Atomic uint32_t news;
   _Atomic uint64_t task_start; /* monotonic ns; 0: in no task, or the job is not TIMED */

@@ -9,7 +9,7 @@ from libc.stdlib cimport calloc, free
 from fastpool._codec cimport INCOMPLETE, Decoder
 from fastpool._feed cimport Feed
 from fastpool._native cimport (
-    FP_IDLE, FP_KIND_BLOCK, FP_KIND_ERROR, FP_KIND_FLOAT64, FP_KIND_FRAGMENT, FP_KIND_INT64, FP_NEVER,
+    FP_EXITED, FP_IDLE, FP_KIND_BLOCK, FP_KIND_ERROR, FP_KIND_FLOAT64, FP_KIND_FRAGMENT, FP_KIND_INT64, FP_NEVER,
     FP_PHASE_EXIT, FP_PHASE_TASK, FP_WAIT_HANDLE, Segment, block_free, check, fp_block_item, fp_lane_of, fp_line_of,
     fp_reader, fp_segment, fp_view, lane_reset, load, poke, reader_attach, reader_look, reader_take,
 )
@@ -38,6 +38,8 @@ cdef int has_news(void *context) noexcept nogil:
             return 1
         if load(fp_line_of(watch.segment, worker).news) != watch.news[worker]:
             return 1
+        if load(fp_line_of(watch.segment, worker).state) == FP_EXITED:
+            return 1  # its lane has not been handed over yet
     return 0
 
 
@@ -275,8 +277,9 @@ cdef class Collector:
     # ------------------------------------------------------------ lanes
 
     def reset(self, int worker) -> None:
-        """Empty a lane whose worker is gone (or will write no more), for its successor."""
+        """Empty the lane and the line of a worker that is gone (or writes no more), for its successor."""
         lane_reset(&self.readers[worker])
+        self.segment.empty_line(worker)
         self.decoders[worker] = Decoder(self.segment, worker)
         self.watch.news[worker] = 0
 

@@ -11,6 +11,7 @@ cdef class BufferEncoder(Encoder):
     cdef list blobs  # items too large for a record: (position of the item, address, bytes, object that owns them)
     cdef uint64_t blob_bytes
 
+    cdef uint64_t put_numbers(self, list items, uint64_t start, uint64_t count) except? 0
     cdef int clear(self) except -1
 
 

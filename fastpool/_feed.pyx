@@ -5,13 +5,14 @@ so that another worker can run what a dead one left.
 """
 
 from cpython.object cimport PyObject
-from libc.stdint cimport uint32_t, uint64_t
+from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy
 
-from fastpool._codec cimport put
+from fastpool._codec cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
 from fastpool._native cimport (
-    FP_FEED_SLOTS, FP_FULL, FP_KIND_BLOCK, FP_KIND_PICKLE, FP_NEVER, FP_PHASE_TASK, Segment, block_free, check,
+    FP_FEED_SLOTS, FP_FULL, FP_KIND_BLOCK, FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_PICKLE, FP_NEVER, FP_PHASE_TASK, Segment, block_free, check,
     fp_at, fp_block_item, fp_checksum, fp_feed_of, fp_feed_slot, heap_alloc, now_ns, poke, store, writer_open,
 )
 from fastpool.errors import DamagedMemoryError, SerializationError
@@ -26,6 +27,33 @@ cdef extern from "Python.h":
 cdef enum:
     BUFFER_BYTES = 1 << 18
     LARGE_BYTES = 1 << 16  # a quarter of the buffer always fits
+    NUMBERS_AT_ONCE = 1 << 14  # of a list, before the size of the chunk is looked at
+
+
+cdef uint64_t copy_floats(list items, uint64_t start, uint64_t count, double *to):
+    """Copy exact floats until something else comes; returns how many."""
+    cdef uint64_t k
+    cdef PyObject *item
+    for k in range(count):
+        item = PyList_GET_ITEM(items, start + k)
+        if not PyFloat_CheckExact(<object>item):
+            return k
+        to[k] = PyFloat_AS_DOUBLE(<object>item)
+    return count
+
+cdef uint64_t copy_ints(list items, uint64_t start, uint64_t count, int64_t *to) except? 0:
+    """Copy exact ints until one does not fit into 64 bits, or something else comes; returns how many."""
+    cdef uint64_t k
+    cdef PyObject *item
+    cdef int overflow = 0
+    for k in range(count):
+        item = PyList_GET_ITEM(items, start + k)
+        if not PyLong_CheckExact(<object>item):
+            return k
+        to[k] = PyLong_AsLongLongAndOverflow(<object>item, &overflow)
+        if overflow:
+            return k
+    return count
 
 
 cdef class BufferEncoder(Encoder):
@@ -75,6 +103,34 @@ cdef class BufferEncoder(Encoder):
             self.writer.ring_bytes = size
         check(writer_open(&self.writer, kind, self.phase, self.job, self.number, need, want), "cannot open a record")
         return 0
+
+    cdef uint64_t put_numbers(self, list items, uint64_t start, uint64_t count) except? 0:
+        """Append the floats or 64-bit ints that `items` has from `start` on, up to `count`; returns how many there were."""
+        cdef uint64_t done = 0, stretch, k
+        cdef unsigned char *at
+        cdef int kind
+        cdef PyObject *first
+        count = min(count, max(<uint64_t>PyList_GET_SIZE(items), start) - start)
+        while done < count:
+            first = PyList_GET_ITEM(items, start + done)
+            if PyFloat_CheckExact(<object>first):
+                kind = FP_KIND_FLOAT64
+            elif PyLong_CheckExact(<object>first):
+                kind = FP_KIND_INT64
+            else:
+                break
+            at = self.room(kind, 8)
+            stretch = min(<uint64_t>(self.writer.end - at) // 8, count - done)
+            k = copy_floats(items, start + done, stretch, <double *>at) if kind == FP_KIND_FLOAT64 \
+                else copy_ints(items, start + done, stretch, <int64_t *>at)
+            if k == 0:
+                break  # an int of more than 64 bits
+            self.writer.at = at + 8 * k
+            self.writer.committed += k
+            self.number += k
+            done += k
+        store(self.lane.committed, self.writer.committed)
+        return done
 
     cdef int put_large(self, int kind, uint32_t tag, const void *data, uint64_t size, uint64_t total,
                        object keep) except -1:
@@ -141,17 +197,26 @@ cdef class Feed:
         """
         cdef PyObject *item
         cdef uint64_t deadline = now_ns() + patience_ns
+        cdef uint64_t many
         cdef BufferEncoder encoder = self.encoder
         if count > self.limit - self.tasks:
             count = self.limit - self.tasks
         encoder.number = self.tasks
         while self.pending < count:
+            if self.plain is not None:
+                many = encoder.put_numbers(self.plain, self.tasks, min(count - self.pending, NUMBERS_AT_ONCE))
+                self.pending += many
+                self.tasks += many
+                if many and encoder.writer.position + encoder.blob_bytes < most_bytes:
+                    continue
+                if many:
+                    break
             item = self.next_item()
             if item is NULL:
                 self.exhausted = True
                 break
             try:
-                put(encoder, <object>item)
+                encoder.put(<object>item)
             except Exception as error:
                 raise SerializationError(
                     "argument", self.tasks, None, f"{type(<object>item).__qualname__}: {error}"

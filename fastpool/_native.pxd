@@ -163,12 +163,21 @@ cdef extern from "claim.h" nogil:
         FP_CLAIM_STARVED
         FP_CLAIM_EXHAUSTED
         FP_CLAIM_OTHER
+        FP_CLAIM_CLOSED
+    ctypedef struct fp_terms:
+        uint64_t number
+        uint32_t unit
+        uint32_t flags
+        int64_t range_start
+        int64_t range_step
+        uint64_t chunk_fixed
+        uint32_t spec
+        uint64_t lifespan
+        uint64_t spec_offset
+        uint64_t spec_bytes
+        uint64_t spec_sum
     uint64_t fp_claim_number(uint64_t word)
     uint64_t fp_claim_index(uint64_t word)
-    uint64_t fp_claim_pack(uint64_t number, uint64_t index)
-    uint64_t fp_held_first(uint64_t word)
-    uint64_t fp_held_count(uint64_t word)
-    uint32_t fp_held_state(uint64_t word)
 
 
 cdef extern from "platform.h" nogil:
@@ -265,7 +274,7 @@ cdef class Segment:
 
     cdef void _release(self)
     cdef int _place_spec(self, bytes blob) except -1
-    cdef bint is_current(self, uint64_t number) noexcept nogil
+    cdef bytes read_spec(self, const fp_terms *terms)
     cdef void ring_parent(self) noexcept nogil
     cdef void ring_worker(self, uint32_t worker) noexcept nogil
     cdef int wait_as_worker(self, uint32_t worker, fp_predicate predicate, void *context) except -1
@@ -277,8 +286,9 @@ cdef int check(int code, str what) except -1
 # What other modules call of the C core.
 cdef uint64_t now_ns() noexcept nogil
 cdef int move_state(fp_line *line, uint32_t to) noexcept nogil
-cdef int claim_next(fp_segment *segment, uint32_t worker, uint64_t known, uint64_t budget, uint64_t task_ns,
-                    uint64_t *number, uint64_t *first, uint64_t *count) noexcept nogil
+cdef int claim_join(fp_segment *segment, uint32_t worker, fp_terms *terms) noexcept nogil
+cdef int claim_next(fp_segment *segment, uint32_t worker, const fp_terms *terms, uint64_t budget, uint64_t task_ns,
+                    uint64_t *first, uint64_t *count) noexcept nogil
 cdef void claim_drop(fp_segment *segment, uint32_t worker) noexcept nogil
 cdef void writer_attach(fp_writer *writer, const fp_segment *segment, uint32_t worker) noexcept nogil
 cdef int writer_open(fp_writer *writer, uint16_t kind, uint8_t phase, uint64_t job, uint64_t first,

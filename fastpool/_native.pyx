@@ -23,6 +23,7 @@ cdef extern from "platform.h" nogil:
     void fp_owner_close(fp_owner *owner)
     int fp_owner_follow(fp_owner *owner)
     int fp_barrier_register()
+    int fp_poll(const int *fds, int *ready, int n, int64_t timeout_ns)
     uint64_t fp_now_ns()
     int fp_fork()
     void fp_platform_refuse(unsigned mask)
@@ -36,8 +37,11 @@ cdef extern from "bell.h" nogil:
 cdef extern from "claim.h" nogil:
     uint64_t fp_gate_close(fp_segment *segment)
     void fp_gate_open(fp_segment *segment)
-    int fp_claim_next(fp_segment *segment, uint32_t worker, uint64_t known, uint64_t budget, uint64_t task_ns,
-                      uint64_t *number, uint64_t *first, uint64_t *count)
+    int fp_claim_join(fp_segment *segment, uint32_t worker, fp_terms *terms)
+    int fp_claim_next(fp_segment *segment, uint32_t worker, const fp_terms *terms, uint64_t budget, uint64_t task_ns,
+                      uint64_t *first, uint64_t *count)
+    int fp_gate_shows(const fp_segment *segment, uint64_t number)
+    int fp_line_holds(const fp_line *line, uint64_t number, uint64_t *first, uint64_t *count)
     void fp_claim_drop(fp_segment *segment, uint32_t worker)
 
 cdef extern from "lane.h" nogil:
@@ -117,9 +121,12 @@ cdef uint64_t now_ns() noexcept nogil:
 cdef int move_state(fp_line *line, uint32_t to) noexcept nogil:
     return fp_state_move(line, to)
 
-cdef int claim_next(fp_segment *segment, uint32_t worker, uint64_t known, uint64_t budget, uint64_t task_ns,
-                    uint64_t *number, uint64_t *first, uint64_t *count) noexcept nogil:
-    return fp_claim_next(segment, worker, known, budget, task_ns, number, first, count)
+cdef int claim_join(fp_segment *segment, uint32_t worker, fp_terms *terms) noexcept nogil:
+    return fp_claim_join(segment, worker, terms)
+
+cdef int claim_next(fp_segment *segment, uint32_t worker, const fp_terms *terms, uint64_t budget, uint64_t task_ns,
+                    uint64_t *first, uint64_t *count) noexcept nogil:
+    return fp_claim_next(segment, worker, terms, budget, task_ns, first, count)
 
 cdef void claim_drop(fp_segment *segment, uint32_t worker) noexcept nogil:
     fp_claim_drop(segment, worker)
@@ -266,7 +273,6 @@ cdef class Segment:
         cdef int pid
         if self.pids[worker]:
             raise SystemError(f"fastpool: worker {worker} is still there")
-        fp_line_reset(fp_line_of(self.at, worker))
         check(fp_watch_prepare(&self.watches[worker]), "cannot prepare a worker's process handle")
         sigemptyset(&block)
         sigaddset(&block, SIGINT)
@@ -347,20 +353,16 @@ cdef class Segment:
 
         (0, 0, False) if it shows none of the current job, or an intent that cannot have become a claim.
         """
-        cdef fp_line *line = fp_line_of(self.at, worker)
-        cdef uint64_t word = load(line.claim)
-        cdef uint64_t gate = load(self.at.gate.claim)
-        cdef uint64_t first = fp_held_first(word)
+        cdef fp_job *job = &self.at.job
+        cdef uint64_t first = 0, count = 0
+        cdef int holds = fp_line_holds(fp_line_of(self.at, worker), job.number, &first, &count)
         cdef fp_feed_slot *slot
-        if fp_held_state(word) == FP_CLAIM_NONE or load(line.job) != self.at.job.number:
+        if holds == FP_CLAIM_NONE or first >= self.claimed():
             return 0, 0, False
-        if fp_claim_index(gate) == FP_INDEX_CLOSED or first >= fp_claim_index(gate):
-            return 0, 0, False
-        certain = fp_held_state(word) == FP_CLAIM_HELD
-        if self.at.job.unit == FP_UNIT_TASK:
-            return first, fp_held_count(word), certain
+        if job.unit == FP_UNIT_TASK:
+            return first, count, holds == FP_CLAIM_HELD
         slot = fp_feed_of(self.at, first)
-        return slot.first, slot.count, certain
+        return slot.first, slot.count, holds == FP_CLAIM_HELD
 
     def counters(self, int worker) -> tuple[int, int]:
         """Tasks a worker has done since it started, and the nanoseconds they took."""
@@ -407,8 +409,6 @@ cdef class Segment:
         """Close the gate, describe the job, open the gate; returns the job's number."""
         cdef uint64_t number = fp_gate_close(self.at)
         cdef fp_job *job = &self.at.job
-        if number == 0:
-            raise SystemError("fastpool: a worker still looks at a job 2**24 jobs ago")
         self.drop_spec()
         job.unit = unit
         job.flags = flags
@@ -426,12 +426,6 @@ cdef class Segment:
             self._place_spec(spec_blob)
         fp_gate_open(self.at)
         return number
-
-    def retract(self) -> None:
-        """Close the gate: nobody claims from the current job any more."""
-        cdef uint64_t number = fp_gate_close(self.at)
-        if number == 0:
-            raise SystemError("fastpool: a worker still looks at a job 2**24 jobs ago")
 
     cdef int _place_spec(self, bytes blob) except -1:
         cdef fp_job *job = &self.at.job
@@ -457,29 +451,14 @@ cdef class Segment:
             check(fp_block_free(self.at, job.spec_offset), "the block of the job's functions")
         job.spec_offset = job.spec_bytes = job.spec_sum = 0
 
-    def read_spec(self, uint64_t number):
-        """Worker: (version, blob or None, flags) of job `number`; None if that job is no longer the current one.
-
-        The job may be replaced while this reads: what was read counts only if the gate still shows the job after it.
-        """
-        cdef fp_job *job = &self.at.job
-        cdef uint64_t offset = job.spec_offset, size = job.spec_bytes, total = job.spec_sum
-        cdef uint32_t spec = job.spec, flags = job.flags
-        cdef bytes blob = None
-        if not self.is_current(number):
+    cdef bytes read_spec(self, const fp_terms *terms):
+        """Worker: the pickled functions of the job it joined; None if another job has replaced it meanwhile."""
+        cdef bytes blob = (<const char *>fp_at(self.at, terms.spec_offset))[:terms.spec_bytes]
+        if not fp_gate_shows(self.at, terms.number):
             return None
-        if offset:
-            blob = (<const char *>fp_at(self.at, offset))[:size]
-            if not self.is_current(number):
-                return None
-            if fp_checksum(<const unsigned char *><const char *>blob, size) != total:
-                raise DamagedMemoryError("the pickled functions of the job were overwritten")
-        return spec, blob, flags
-
-    cdef bint is_current(self, uint64_t number) noexcept nogil:
-        fp_fence()
-        cdef uint64_t word = load(self.at.gate.claim)
-        return fp_claim_number(word) == number and fp_claim_index(word) != FP_INDEX_CLOSED
+        if fp_checksum(<const char *>blob, terms.spec_bytes) != terms.spec_sum:
+            raise DamagedMemoryError("the pickled functions of the job were overwritten")
+        return blob
 
     def raise_avail(self, uint64_t avail) -> None:
         """Let workers claim units below `avail`."""
@@ -500,6 +479,10 @@ cdef class Segment:
         return 0 if fp_claim_index(word) == FP_INDEX_CLOSED else fp_claim_index(word)
 
     # ------------------------------------------------------------ memory
+
+    def empty_line(self, int worker) -> None:
+        """Make a line ready for the next worker. The last one writes no more."""
+        fp_line_reset(fp_line_of(self.at, worker))
 
     def adopt_heap(self, int owner) -> None:
         """Become the owner of a heap whose former owner is gone."""
@@ -561,6 +544,11 @@ cdef class Segment:
                 return check(why, "the parent's wait")
             PyErr_CheckSignals()
 
+    def look_at_handles(self) -> list[int]:
+        """Workers whose process has ended, without waiting."""
+        check(fp_poll(self.fds, self.ready, self.lanes + 1, 0), "a look at the workers")
+        return self.ended()
+
     def ended(self) -> list[int]:
-        """Workers whose process handle was readable in the last wait."""
+        """Workers whose process handle was readable in the last wait or look."""
         return [i for i in range(self.lanes) if self.ready[i + 1] and self.fds[i + 1] >= 0]

@@ -12,13 +12,14 @@ from libc.string cimport memcpy
 
 from fastpool._codec cimport Decoder, Encoder, put
 from fastpool._native cimport (
-    FP_CLAIM_EXHAUSTED, FP_CLAIM_OK, FP_CLAIM_OTHER, FP_CLAIM_STARVED, FP_CMD_STOP, FP_EXITED, FP_EXITING, FP_FULL,
-    FP_IDLE, FP_INDEX_CLOSED, FP_INITIALIZING, FP_JOB_LAST, FP_KIND_BLOCK, FP_KIND_FLOAT64, FP_KIND_FRAGMENT,
-    FP_KIND_INT64, FP_KIND_PICKLE, FP_PHASE_EXIT, FP_PHASE_INIT, FP_PHASE_TASK, FP_RUNNING, FP_TOTAL_UNKNOWN,
-    FP_UNIT_TASK, Segment, check, claim_drop, claim_next, fp_align, fp_at, fp_block_item, fp_checksum,
-    fp_claim_index, fp_claim_number, fp_feed_of, fp_feed_slot, fp_fragment, fp_job, fp_lane, fp_lane_of, fp_line,
-    fp_line_news, fp_line_of, fp_record, fp_segment, fp_writer, heap_alloc, load, move_state, now_ns, peek, poke,
-    store, writer_attach, writer_close, writer_half_full, writer_has_room, writer_largest, writer_open,
+    FP_CLAIM_CLOSED, FP_CLAIM_EXHAUSTED, FP_CLAIM_OK, FP_CLAIM_OTHER, FP_CLAIM_STARVED, FP_CMD_STOP, FP_EXITED,
+    FP_EXITING, FP_FULL, FP_IDLE, FP_INDEX_CLOSED, FP_INITIALIZING, FP_JOB_LAST, FP_KIND_BLOCK, FP_KIND_FLOAT64,
+    FP_KIND_FRAGMENT, FP_KIND_INT64, FP_KIND_PICKLE, FP_PHASE_EXIT, FP_PHASE_INIT, FP_PHASE_TASK, FP_RUNNING,
+    FP_TOTAL_UNKNOWN, FP_UNIT_TASK, Segment, check, claim_drop, claim_join, claim_next, fp_align, fp_at,
+    fp_block_item, fp_checksum, fp_claim_index, fp_claim_number, fp_feed_of, fp_feed_slot, fp_fragment, fp_job,
+    fp_lane, fp_lane_of, fp_line, fp_line_news, fp_line_of, fp_record, fp_segment, fp_terms, fp_writer, heap_alloc,
+    load, move_state, now_ns, peek, poke, store, writer_attach, writer_close, writer_half_full, writer_has_room,
+    writer_largest, writer_open,
 )
 
 from collections.abc import Iterable
@@ -179,10 +180,13 @@ cdef enum:  # what a worker is at when an exception comes
 
 cdef tuple phrases = ("argument", "task", "result")
 
-cdef struct Look:
+cdef enum:
+    NUMBER_MASK = (1 << 24) - 1  # what the gate shows of a job's number
+
+cdef struct Look:  # what a worker that has nothing to do looks at
     fp_segment *segment
     fp_lane *lane
-    uint64_t number     # of the job it knows
+    uint64_t number     # of the job it joined
     bint starved        # it waits for input of that job; else for another job
     bint abandoned      # it takes nothing more of that job
 
@@ -194,7 +198,7 @@ cdef int has_work(void *context) noexcept nogil:
     word = load(look.segment.gate.claim)
     if fp_claim_index(word) == FP_INDEX_CLOSED:
         return 0
-    if fp_claim_number(word) != look.number:
+    if fp_claim_number(word) != look.number & NUMBER_MASK:
         return 1
     if look.abandoned:
         return 0
@@ -230,7 +234,7 @@ cdef class Loop:
     cdef Py_ssize_t n_leading
     cdef bint initialized
     cdef bint ran             # it has run a task
-    cdef uint32_t flags
+    cdef fp_terms terms       # of the job it joined
     cdef uint64_t task_ns     # measured; 0: not known
     cdef uint64_t tasks
 
@@ -245,7 +249,6 @@ cdef class Loop:
         self.leading = ()
         self.look.segment = segment.at
         self.look.lane = fp_lane_of(segment.at, worker)
-        self.look.number = FP_INDEX_CLOSED  # no job's number
         self.reserve(16)
 
     def __dealloc__(self):
@@ -271,17 +274,16 @@ cdef class Loop:
 
     def run(self) -> None:
         """Work until told to stop, or until the job says so, or the lifespan is over."""
-        cdef uint64_t number, first, count
+        cdef uint64_t first, count
         cdef int found
         store(self.line.started_ns, now_ns())
         self.become(FP_IDLE)
         while True:
-            found = FP_CLAIM_EXHAUSTED
-            if not self.look.abandoned or fp_claim_number(load(self.segment.at.gate.claim)) != self.look.number:
-                found = claim_next(self.segment.at, self.worker, self.look.number, self.budget(), self.task_ns,
-                                   &number, &first, &count)
+            found = FP_CLAIM_CLOSED
+            if not (self.look.abandoned and self.gate_is_ours()):
+                found = claim_next(self.segment.at, self.worker, &self.terms, self.budget(), self.task_ns, &first, &count)
             if found == FP_CLAIM_OTHER:
-                if not self.adopt(number):
+                if not self.join():
                     break
             elif found == FP_CLAIM_OK:
                 if not self.work(first, count):
@@ -290,30 +292,23 @@ cdef class Loop:
                     break
             elif load(self.look.lane.command) == FP_CMD_STOP:
                 break
-            elif found == FP_CLAIM_EXHAUSTED and self.is_last():
+            elif found == FP_CLAIM_EXHAUSTED and self.terms.flags & FP_JOB_LAST:
                 break
             else:
                 self.rest(found == FP_CLAIM_STARVED)
         self.leave()
 
-    cdef bint is_last(self):
-        """The job this worker knows was its last."""
-        return self.flags & FP_JOB_LAST and not self.look.abandoned and self.knows_current()
-
-    cdef bint knows_current(self):
-        cdef uint64_t word = load(self.segment.at.gate.claim)
-        return fp_claim_number(word) == self.look.number and fp_claim_index(word) != FP_INDEX_CLOSED
+    cdef bint gate_is_ours(self):
+        return fp_claim_number(load(self.segment.at.gate.claim)) == self.terms.number & NUMBER_MASK
 
     cdef uint64_t budget(self):
         """The most tasks to claim, so that the lifespan is not exceeded; 0: any. A given chunk size is not cut."""
-        cdef uint64_t lifespan = self.segment.at.job.lifespan
-        if self.segment.at.job.chunk_fixed:
+        if self.terms.chunk_fixed or self.terms.lifespan <= self.tasks:
             return 0
-        return lifespan - self.tasks if lifespan > self.tasks else 0
+        return self.terms.lifespan - self.tasks
 
     cdef bint budget_spent(self):
-        cdef uint64_t lifespan = self.segment.at.job.lifespan
-        return lifespan != 0 and self.tasks >= lifespan
+        return self.terms.lifespan != 0 and self.tasks >= self.terms.lifespan
 
     cdef int rest(self, bint starved) except -1:
         """Nothing to claim: say so, and sleep until there is."""
@@ -331,38 +326,47 @@ cdef class Loop:
         poke(self.line.waiting_ns, peek(self.line.waiting_ns) + now_ns() - since)
         return 0
 
-    cdef bint adopt(self, uint64_t number) except -1:
-        """Learn the functions of another job. False: this worker cannot have them; its successor will."""
-        cdef Py_ssize_t i
-        cdef object argument
-        cdef object spec = self.segment.read_spec(number)
-        if spec is None:
-            return True  # replaced meanwhile: look again
-        version, blob, flags = spec
+    cdef bint join(self) except -1:
+        """Join the job the gate shows, and learn its functions. False: this worker cannot have them; its successor
+        will."""
+        cdef bytes blob = None
+        if not claim_join(self.segment.at, self.worker, &self.terms):
+            self.terms.number = 0
+            return True  # it is over already: look again
+        if self.terms.spec_offset:
+            blob = self.segment.read_spec(&self.terms)
+            if blob is None:
+                self.terms.number = 0
+                return True
+        self.look.number = self.terms.number
+        self.look.abandoned = False
+        self.task_ns = 0
         self.out.phase = FP_PHASE_INIT
-        self.out.job = number
+        self.out.job = self.terms.number
         self.out.number = 0
         try:
-            known = self.host.adopt(version, blob)
+            known = self.host.adopt(self.terms.spec, blob)
         except BaseException as error:
             self.report(error, "function", None, None)
             self.out.close()
             self.look.abandoned = True
-            self.look.number = number
             return True
         if known is None:
             return False
-        self.function, self.leading = known
-        self.n_leading = len(self.leading)
+        self.use(known[0], known[1])
+        return True
+
+    cdef int use(self, function, tuple leading) except -1:
+        """Call this function from now on, with these arguments first."""
+        cdef Py_ssize_t i
+        cdef object argument
+        self.function, self.leading = function, leading
+        self.n_leading = len(leading)
         self.reserve(self.n_leading + 16)
         for i in range(self.n_leading):
-            argument = self.leading[i]
+            argument = leading[i]
             self.args[1 + i] = <PyObject *>argument
-        self.flags = flags
-        self.look.number = number
-        self.look.abandoned = False
-        self.task_ns = 0
-        return True
+        return 0
 
     cdef int leave(self) except -1:
         """Run the exit function of a worker that ran a task; after this nothing shared is written."""
@@ -384,8 +388,9 @@ cdef class Loop:
         self.host.flush()
         self.out.close()
         store(self.line.exit_ns, now_ns() - since)
-        self.become(FP_EXITED)
-        self.out.tell_parent()
+        fp_line_news(self.line)
+        self.become(FP_EXITED)  # after this store the line and the lane may be a successor's
+        self.segment.ring_parent()
         return 0
 
     cdef bint initialize(self) except -1:
@@ -415,7 +420,6 @@ cdef class Loop:
         cdef fp_feed_slot *slot
         cdef uint64_t since, done, took
         cdef bint complete
-        self.out.job = job.number
         if first + count >= load(job.hungry_at):
             self.out.tell_parent()
         if not self.initialize():
@@ -425,9 +429,9 @@ cdef class Loop:
         self.out.phase = FP_PHASE_TASK
         self.out.waited_ns = 0
         since = now_ns()
-        if job.unit == FP_UNIT_TASK:
+        if self.terms.unit == FP_UNIT_TASK:
             self.out.number = first
-            complete = self.run_range(first, count, job.range_start, job.range_step)
+            complete = self.run_range(first, count)
             done = self.out.number - first
         else:
             slot = fp_feed_of(self.segment.at, first)
@@ -447,9 +451,10 @@ cdef class Loop:
         PyErr_CheckSignals()
         return complete
 
-    cdef bint run_range(self, uint64_t first, uint64_t count, int64_t start, int64_t step) except -1:
+    cdef bint run_range(self, uint64_t first, uint64_t count) except -1:
         """Tasks first … first + count - 1 of a range."""
-        cdef uint64_t job = self.out.job
+        cdef uint64_t job = self.terms.number
+        cdef int64_t start = self.terms.range_start, step = self.terms.range_step
         cdef uint64_t index = first
         cdef uint64_t end = first + count
         cdef object element = None
@@ -489,7 +494,7 @@ cdef class Loop:
     cdef bint run_record(self, int kind, uint64_t count, const unsigned char *item,
                          const unsigned char *end) except -1:
         """Tasks whose elements are the items of one record."""
-        cdef uint64_t job = self.out.job
+        cdef uint64_t job = self.terms.number
         cdef object element = None
         cdef object result
         cdef int doing = DECODING

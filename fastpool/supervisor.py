@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 from functools import partial
 from typing import Any
 
@@ -22,7 +23,8 @@ from fastpool.schedule import AHEAD, CHUNK_NS, Schedule, collect_grain
 
 logger = logging.getLogger("fastpool")
 
-RING_BYTES = 1 << 18  # of each worker's results: large enough to wake seldom, small enough to stay in a core's cache
+RING_BYTES = 1 << 20  # of each worker's results: some milliseconds of small ones, so that the parent may come late
+LOOK_SECONDS = 0.02
 UNIT_TASK, UNIT_CHUNK = 1, 2
 JOB_LAST = 1
 PATIENCE_NS = 5_000_000  # a chunk is not held back longer for elements that come slowly
@@ -55,6 +57,7 @@ class Supervisor:
         self._functions: Functions | None = None
         self._version = 0
         self._blob: bytes | None = None
+        self._next_look = 0.0  # at the process handles, when results keep the parent from sleeping
 
     # ---------------------------------------------------------------- the map
 
@@ -226,6 +229,9 @@ class Supervisor:
         anything = self.collector.collect()
         self._raise_failure()
         self.hand_over_lanes()
+        if anything and time.monotonic() >= self._next_look:  # busy: a death must not wait for a pause
+            self._next_look = time.monotonic() + LOOK_SECONDS
+            self.bury(self.segment.look_at_handles())
         return anything
 
     def sleep(self, grain: int) -> None:

@@ -22,6 +22,7 @@ static inline fp_segment *plain_segment(uint32_t lanes) {
   segment->lines_at = sizeof(fp_segment);
   segment->lanes_at = segment->lines_at + lanes * sizeof(fp_line);
   segment->feed_at = segment->lanes_at + lanes * sizeof(fp_lane);
+  atomic_store(&segment->gate.claim, FP_INDEX_CLOSED);
   for (uint32_t i = 0; i < lanes; i++) atomic_store(&fp_lane_of(segment, i)->wake_at, FP_NEVER);
   return segment;
 }

@@ -1,4 +1,9 @@
+#include "platform.h"
+
+static void ring_and_stop(const fp_event *event);
+#define fp_event_ring ring_and_stop /* so that fp_bell_ring, itself unchanged, can be stopped inside */
 #include "bell.h"
+#undef fp_event_ring
 
 #include <errno.h>
 #include <pthread.h>
@@ -34,9 +39,19 @@ static int wait_for(waiter *w, fp_predicate predicate, uint64_t deadline) {
                       deadline);
 }
 
-static int is_rung(const waiter *w) {
+static int readable(const fp_event *event) {
   int ready;
-  return fp_poll(&w->event.read_fd, &ready, 1, 0);
+  return fp_poll(&event->read_fd, &ready, 1, 0);
+}
+static int is_rung(const waiter *w) { return readable(&w->event); }
+
+/* The signal that fp_bell_ring gives itself right before, and right after, its write. */
+static int before_write, after_write;
+
+static void ring_and_stop(const fp_event *event) {
+  if (before_write) kill(getpid(), before_write);
+  fp_event_ring(event);
+  if (after_write) kill(getpid(), after_write);
 }
 
 /* ------------------------------------------------------------------ one after another */
@@ -87,13 +102,46 @@ static void test_ring_without_a_reason(void) {
   fp_event_close(&w.event);
 }
 
-static void test_ring_takes_sleeping_once(void) {
+static void test_one_ring_a_sleep(void) {
   waiter w;
   open_waiter(&w);
-  atomic_store(&w.bell.sleeping, 1);
+  atomic_store(&w.bell.sleeping, 7);
   CHECK_EQ(fp_bell_ring(&w.bell, &w.event), 1);
+  CHECK_EQ(atomic_load(&w.bell.sleeping), 0);
   CHECK_EQ(fp_bell_ring(&w.bell, &w.event), 0);
   CHECK_EQ(is_rung(&w), 1);
+  fp_event_close(&w.event);
+}
+
+typedef struct {
+  const fp_bell *bell;
+  uint32_t last, before_last;
+} numbers;
+
+static int note_number(void *context) {
+  numbers *n = context;
+  n->before_last = n->last;
+  n->last = atomic_load(&n->bell->sleeping);
+  return 0;
+}
+
+static void test_each_sleep_has_its_number(void) {
+  waiter w;
+  int ready;
+  open_waiter(&w);
+  w.bell.sleeps = UINT32_MAX - 2;
+  uint32_t number = UINT32_MAX - 1;
+  for (int i = 0; i < 4; i++) {
+    numbers n = {.bell = &w.bell};
+    fp_event_ring(&w.event); /* without a reason: one sleep more */
+    CHECK_EQ(fp_bell_wait(&w.bell, &w.event, &w.spin, 0, note_number, &n, &w.event.read_fd, &ready, 1,
+                          fp_now_ns() + MS),
+             FP_WAIT_TIMEOUT);
+    CHECK_EQ(n.last, 0); /* the look after a sleep */
+    CHECK(n.before_last != 0 && w.bell.sleeps != number);
+    number = w.bell.sleeps;
+  }
+  CHECK(number >= 1 && number <= 7); /* it went round, past 0 */
   fp_event_close(&w.event);
 }
 
@@ -134,7 +182,7 @@ static void pause_ns(uint64_t ns) { CHECK_EQ(fp_poll(NULL, NULL, 0, (int64_t)ns)
 
 /* ------------------------------------------------------------------ deaths and signals */
 
-/* The ringer took `sleeping` and died before it wrote: its handle ends the wait. */
+/* The ringer read `sleeping` and died before it wrote: its handle ends the wait. */
 static void test_ringer_dies_before_the_write(void) {
   fp_segment *segment = plain_segment(1);
   fp_event event;
@@ -146,8 +194,9 @@ static void test_ringer_dies_before_the_write(void) {
   CHECK(pid >= 0);
   if (pid == 0) {
     fp_watch_child(&watch);
-    while (!atomic_exchange(&segment->bell.sleeping, 0)) fp_yield();
-    kill(getpid(), SIGKILL);
+    before_write = SIGKILL;
+    while (!fp_bell_ring(&segment->bell, &event)) fp_yield();
+    _exit(1);
   }
   CHECK_EQ(fp_watch_parent(&watch, pid), 0);
   int fds[3] = {event.read_fd, -1, watch.fd}, ready[3];
@@ -163,6 +212,91 @@ static void test_ringer_dies_before_the_write(void) {
   fp_event_close(&event);
   plain_free(segment);
 }
+
+/* A ringer that is stopped, or dies, inside fp_bell_ring: in the first sleep's S3, so that no timing is needed. Each
+ * look that is an S3 plays one of these; each must end its sleep at once. */
+enum { OTHERS_RING = 1, NOBODY_ELSE_RINGS = 2, IT_CONTINUES = 3 };
+typedef struct {
+  fp_segment *segment;
+  fp_event event;
+  int looks, play, status;
+  int ringer; /* its process; 0: not started */
+} stopped_ringer;
+
+static uint32_t sleeping_of(const stopped_ringer *s) { return atomic_load(&s->segment->bell.sleeping); }
+
+static void start_ringer(stopped_ringer *s, int before, int after) {
+  s->ringer = fp_fork();
+  CHECK(s->ringer >= 0);
+  if (s->ringer == 0) {
+    before_write = before;
+    after_write = after;
+    atomic_store(&s->segment->job.avail, 1);
+    _exit(fp_bell_ring(&s->segment->bell, &s->event) != 1);
+  }
+  CHECK_EQ(waitpid(s->ringer, &s->status, WUNTRACED), s->ringer);
+}
+
+static int look_at_avail(void *context) {
+  stopped_ringer *s = context;
+  int seen = atomic_load(&s->segment->job.avail) != 0;
+  if (++s->looks != 2) return seen; /* S3 is the second look of a wait that does not spin */
+  uint32_t number = sleeping_of(s);
+  CHECK(number != 0);
+  if (s->play == IT_CONTINUES) {
+    CHECK_EQ(kill(s->ringer, SIGCONT), 0);
+    CHECK_EQ(waitpid(s->ringer, &s->status, 0), s->ringer);
+    CHECK(WIFEXITED(s->status) && WEXITSTATUS(s->status) == 0);
+    CHECK_EQ(sleeping_of(s), number); /* this sleep is not the one it had read */
+  } else if (s->ringer == 0) {
+    start_ringer(s, before_write, after_write);
+    CHECK_EQ(sleeping_of(s), number); /* nobody has cleared it */
+    CHECK_EQ(readable(&s->event), s->play == NOBODY_ELSE_RINGS);
+  }
+  if (s->play != NOBODY_ELSE_RINGS) {
+    int before = before_write, after = after_write;
+    before_write = after_write = 0;
+    atomic_store(&s->segment->job.avail, 1);
+    CHECK_EQ(fp_bell_ring(&s->segment->bell, &s->event), 1);
+    before_write = before;
+    after_write = after;
+  }
+  return 0; /* what came after this look must be told by the bell */
+}
+
+static void play(stopped_ringer *s, int what) {
+  fp_spin spin = {0};
+  int ready;
+  s->play = what;
+  s->looks = 0;
+  atomic_store(&s->segment->job.avail, 0);
+  CHECK_EQ(fp_bell_wait(&s->segment->bell, &s->event, &spin, 0, look_at_avail, s, &s->event.read_fd, &ready,
+                        1, fp_now_ns() + 2000 * MS),
+           FP_WAIT_READY);
+  CHECK(s->looks >= 3);
+  CHECK_EQ(sleeping_of(s), 0);
+}
+
+static void ringer_stops(int before, int after) {
+  stopped_ringer s = {.segment = plain_segment(1)};
+  int how = before + after;
+  CHECK_EQ(fp_event_open(&s.event), 0);
+  before_write = before;
+  after_write = after;
+  play(&s, before ? OTHERS_RING : NOBODY_ELSE_RINGS);
+  CHECK(how == SIGSTOP ? WIFSTOPPED(s.status) : WIFSIGNALED(s.status));
+  play(&s, OTHERS_RING); /* now and for ever */
+  play(&s, OTHERS_RING);
+  if (how == SIGSTOP) play(&s, IT_CONTINUES);
+  play(&s, OTHERS_RING);
+  before_write = after_write = 0;
+  fp_event_close(&s.event);
+  plain_free(s.segment);
+}
+
+static void test_ringer_stops_before_the_write(void) { ringer_stops(SIGSTOP, 0); }
+static void test_ringer_stops_after_the_write(void) { ringer_stops(0, SIGSTOP); }
+static void test_ringer_dies_after_the_write(void) { ringer_stops(0, SIGKILL); }
 
 /* Handle and predicate at once: the handle is told, and the bell is drained. */
 static int rings_and_holds(void *context) {
@@ -386,6 +520,8 @@ static void test_commits_refused_everything(void) {
   fp_platform_refuse(FP_REFUSE_BARRIER | FP_REFUSE_EVENTFD | FP_REFUSE_PIDFD);
   every_game();
   test_ringer_dies_before_the_write();
+  test_ringer_stops_before_the_write();
+  test_ringer_stops_after_the_write();
   test_ring_without_a_reason();
   fp_platform_refuse(0);
 }
@@ -430,10 +566,14 @@ int main(void) {
   RUN(test_misuse);
   RUN(test_timeout);
   RUN(test_ring_without_a_reason);
-  RUN(test_ring_takes_sleeping_once);
+  RUN(test_one_ring_a_sleep);
+  RUN(test_each_sleep_has_its_number);
   RUN(test_spin_follows_what_it_earned);
   RUN(test_spin_grows);
   RUN(test_ringer_dies_before_the_write);
+  RUN(test_ringer_stops_before_the_write);
+  RUN(test_ringer_stops_after_the_write);
+  RUN(test_ringer_dies_after_the_write);
   RUN(test_handle_beside_a_ring);
   RUN(test_signal_ends_the_wait);
   RUN(test_published_after_any_look);
