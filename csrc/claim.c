@@ -71,9 +71,19 @@ int fp_gate_shows(const fp_segment *segment, uint64_t number) {
 static fp_terms copy_terms(const fp_job *job, uint64_t number) {
 #define COPY(field) .field = atomic_load_explicit(&job->field, memory_order_relaxed)
   return (fp_terms){
-      .number = number, COPY(unit),        COPY(flags),     COPY(range_start), COPY(range_step),
-      COPY(chunk_fixed), COPY(chunk_ns),   COPY(n_workers), COPY(spec),        COPY(lifespan),
-      COPY(spec_offset), COPY(spec_bytes), COPY(spec_sum),
+      .number = number,
+      COPY(unit),
+      COPY(flags),
+      COPY(range_start),
+      COPY(range_step),
+      COPY(chunk_fixed),
+      COPY(chunk_ns),
+      COPY(n_workers),
+      COPY(spec),
+      COPY(lifespan),
+      COPY(spec_offset),
+      COPY(spec_bytes),
+      COPY(spec_sum),
   };
 #undef COPY
 }
@@ -86,8 +96,9 @@ int fp_claim_join(fp_segment *segment, uint32_t worker, fp_terms *terms) {
   if (!is_open_for(word, number)) return 0;
   atomic_store_explicit(&line->claim, 0, memory_order_release);
   atomic_store_explicit(&line->job, number, memory_order_release);
-  /* Up to here the numbers may have gone round once behind this worker's back. From this look on its line keeps
-   * the parent from using the number again. */
+  /* 1a. Up to here the numbers may have gone round once behind this worker's back. From this look on its line keeps
+   * the parent from using the number again. The look after the copy says the same and more; this one is the step of
+   * the model, where the copy is proved by the CAS alone. */
   if (!fp_gate_shows(segment, number)) return 0;
   fp_terms copy = copy_terms(&segment->job, number);
   if (!fp_gate_shows(segment, number)) return 0;

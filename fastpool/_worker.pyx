@@ -4,6 +4,7 @@ What a person might want to change (functions, errors, signals) is the host's, a
 this module calls it once per job, per error and per life, never per task.
 """
 
+cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -208,6 +209,52 @@ cdef int has_work(void *context) noexcept nogil:
     return look.starved and total != FP_TOTAL_UNKNOWN and fp_claim_index(word) >= total
 
 
+cdef enum:
+    OF_RANGE = -1  # kind of an element that is computed
+
+@cython.final
+cdef class Elements:
+    """The elements of a run, one after another, for the loop that calls the function with them."""
+    cdef LaneEncoder out
+    cdef Decoder decoder
+    cdef fp_lane *lane
+    cdef uint64_t job
+    cdef int kind                      # of the items, or OF_RANGE
+    cdef const unsigned char *item     # the next one
+    cdef const unsigned char *end
+    cdef int64_t value                 # the next one of a range
+    cdef int64_t step
+    cdef uint64_t left                 # elements whose result is not committed
+    cdef int doing                     # for whoever asks after an exception
+    cdef object element
+
+    cdef inline bint advance(self) except -1:
+        """Make the next element the current one. False: there is none, or the job was abandoned."""
+        if self.left == 0 or peek(self.lane.abandon) >= self.job:
+            return False
+        self.doing = DECODING
+        if self.kind == OF_RANGE:
+            self.element = PyLong_FromLongLong(self.value)
+            self.value += self.step
+        elif self.kind == FP_KIND_FLOAT64:
+            self.element = PyFloat_FromDouble((<const double *>self.item)[0])
+            self.item += 8
+        elif self.kind == FP_KIND_INT64:
+            self.element = PyLong_FromLongLong((<const int64_t *>self.item)[0])
+            self.item += 8
+        else:
+            self.element = self.decoder.item(self.kind, &self.item, self.end)
+        self.doing = CALLING
+        return True
+
+    cdef inline int commit(self, result) except -1:
+        """The current element's result."""
+        self.doing = ENCODING
+        put(self.out, result)
+        self.left -= 1
+        return 0
+
+
 cdef class Loop:
     """One worker's life.
 
@@ -225,6 +272,7 @@ cdef class Loop:
     cdef object host
     cdef LaneEncoder out
     cdef Decoder decoder
+    cdef Elements elements
     cdef fp_line *line
     cdef Look look
     cdef object function
@@ -247,6 +295,10 @@ cdef class Loop:
         self.out = LaneEncoder(segment, worker)
         self.decoder = Decoder(segment, segment.lanes)
         self.leading = ()
+        self.elements = Elements()
+        self.elements.out = self.out
+        self.elements.decoder = self.decoder
+        self.elements.lane = fp_lane_of(segment.at, worker)
         self.look.segment = segment.at
         self.look.lane = fp_lane_of(segment.at, worker)
         self.reserve(16)
@@ -361,6 +413,7 @@ cdef class Loop:
         cdef Py_ssize_t i
         cdef object argument
         self.function, self.leading = function, leading
+        self.elements.job = self.terms.number
         self.n_leading = len(leading)
         self.reserve(self.n_leading + 16)
         for i in range(self.n_leading):
@@ -453,27 +506,12 @@ cdef class Loop:
 
     cdef bint run_range(self, uint64_t first, uint64_t count) except -1:
         """Tasks first … first + count - 1 of a range."""
-        cdef uint64_t job = self.terms.number
-        cdef int64_t start = self.terms.range_start, step = self.terms.range_step
-        cdef uint64_t index = first
-        cdef uint64_t end = first + count
-        cdef object element = None
-        cdef object result
-        cdef int doing = CALLING
-        try:
-            while index < end:
-                if peek(self.look.lane.abandon) >= job:
-                    return False
-                element = PyLong_FromLongLong(start + <int64_t>index * step)
-                result = self.call_single(element)
-                doing = ENCODING
-                put(self.out, result)
-                doing = CALLING
-                index += 1
-        except BaseException as error:
-            self.report(error, phrases[doing], index, element)
-            return False
-        return True
+        cdef Elements elements = self.elements
+        elements.kind = OF_RANGE
+        elements.value = self.terms.range_start + <int64_t>first * self.terms.range_step
+        elements.step = self.terms.range_step
+        elements.left = count
+        return self.run_elements(elements)
 
     cdef bint run_chunk(self, const unsigned char *at, uint64_t size) except -1:
         """Tasks of a chunk that the parent encoded."""
@@ -494,32 +532,29 @@ cdef class Loop:
     cdef bint run_record(self, int kind, uint64_t count, const unsigned char *item,
                          const unsigned char *end) except -1:
         """Tasks whose elements are the items of one record."""
-        cdef uint64_t job = self.terms.number
-        cdef object element = None
+        cdef Elements elements = self.elements
+        elements.kind = kind
+        elements.item = item
+        elements.end = end
+        elements.left = count
+        return self.run_elements(elements)
+
+    cdef bint run_elements(self, Elements elements) except -1:
+        """Call the function with each element, and commit each result. False if the job is to be abandoned."""
         cdef object result
-        cdef int doing = DECODING
         try:
-            while count > 0:
-                if peek(self.look.lane.abandon) >= job:
-                    return False
-                count -= 1
-                doing = DECODING
-                if kind == FP_KIND_FLOAT64:
-                    element = PyFloat_FromDouble((<const double *>item)[0])
-                    item += 8
-                elif kind == FP_KIND_INT64:
-                    element = PyLong_FromLongLong((<const int64_t *>item)[0])
-                    item += 8
+            while elements.advance():
+                if elements.kind < FP_KIND_PICKLE:
+                    result = self.call_single(elements.element)
                 else:
-                    element = self.decoder.item(kind, &item, end)
-                doing = CALLING
-                result = self.call_single(element) if kind < FP_KIND_PICKLE else self.call(element)
-                doing = ENCODING
-                put(self.out, result)
+                    result = self.call(elements.element)
+                elements.commit(result)
         except BaseException as error:
-            self.report(error, phrases[doing], self.out.number, element)
+            self.report(error, phrases[elements.doing], self.out.number, elements.element)
             return False
-        return True
+        finally:
+            elements.element = None  # keep nothing alive between runs
+        return elements.left == 0
 
     cdef inline object call_single(self, object element):
         """Call with one argument after the leading ones."""

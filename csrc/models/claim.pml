@@ -48,7 +48,8 @@ byte gate_number, gate_index = CLOSED;
 byte job_is, job_avail, job_total;
 bool job_last;
 byte feed[UNITS];
-/* each worker's line: first, count and state are one word */
+/* each worker's line: first, count and state are one word. line.job has all bits of the number, and whoever compares
+ * it with job.number tells jobs of the same low bits apart; here it has the low ones only, which is less to go by */
 byte line_job[W] = NO, line_first[W], line_count[W], line_state[W];
 chan lane[W] = [UNITS] of { byte, byte }; /* job, task */
 byte abandon; /* jobs up to this one are dropped */
@@ -91,7 +92,7 @@ again:
        goto again
 #ifndef MUTATE_PARAMETERS_AFTER_CLAIM
     :: index != CLOSED && number == line_job[me] && copy_is == 0 ->          /* 1b: copy the parameters; if they are */
-       copy_last = job_last;                                                 /*     another job's, 5 will fail */
+       copy_last = job_last;                                                 /*     a newer job's, 5 will fail */
        copy_is = job_is
 #endif
     :: else
@@ -207,7 +208,8 @@ inline collect_all() {
 
 inline look_at_gate() { settle_to = gate_index }
 
-/* Job first, claim second: a line that shows another job had no intent in this one when the gate was read. */
+/* Job first, claim second: a line that shows another job had no intent in this one when the gate was read. (While the
+ * parent settles there is no newer job to go on to; the third read, job again, is for other readers.) */
 inline look_at_lines() {
   w = 0;
   do

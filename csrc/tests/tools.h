@@ -66,8 +66,10 @@ static inline void kill_child(pid_t pid) {
 
 #if defined(__linux__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 /* Run body in a child and `look` in this process after each of the child's instructions: what look sees is what a
- * death at that instruction would leave. Returns the number of instructions, or 0 where this is refused. */
-static inline uint64_t step_child(void (*body)(void *), void (*look)(void *), void *context) {
+ * death at that instruction would leave. Once *enough is set (NULL: never), the child runs on by itself. Returns the
+ * number of instructions looked at, or 0 where this is refused. */
+static inline uint64_t step_child_until(void (*body)(void *), void (*look)(void *), void *context,
+                                        const int *enough) {
   uint64_t steps = 0;
   int status;
   fflush(NULL);
@@ -85,7 +87,7 @@ static inline uint64_t step_child(void (*body)(void *), void (*look)(void *), vo
     CHECK(WIFSTOPPED(status));
     look(context);
     steps++;
-    if (ptrace(PTRACE_SINGLESTEP, pid, NULL, NULL) < 0) {
+    if (ptrace(enough && *enough ? PTRACE_CONT : PTRACE_SINGLESTEP, pid, NULL, NULL) < 0) {
       kill_child(pid);
       return 0;
     }
@@ -93,6 +95,9 @@ static inline uint64_t step_child(void (*body)(void *), void (*look)(void *), vo
   if (WEXITSTATUS(status) == 77) return 0;
   CHECK_EQ(WEXITSTATUS(status), 0);
   return steps;
+}
+static inline uint64_t step_child(void (*body)(void *), void (*look)(void *), void *context) {
+  return step_child_until(body, look, context, NULL);
 }
 #define FP_CAN_STEP 1
 #endif
