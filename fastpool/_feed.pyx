@@ -12,8 +12,9 @@ from libc.string cimport memcpy
 
 from fastpool._codec cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
 from fastpool._native cimport (
-    FP_FEED_SLOTS, FP_FULL, FP_KIND_BLOCK, FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_PICKLE, FP_NEVER, FP_PHASE_TASK, Segment, block_free, check,
-    fp_at, fp_block_item, fp_checksum, fp_feed_of, fp_feed_slot, heap_alloc, now_ns, poke, store, writer_open,
+    FP_FEED_SLOTS, FP_FULL, FP_KIND_BLOCK, FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_PICKLE, FP_NEVER, FP_PHASE_TASK,
+    Segment, block_free, check, fp_at, fp_block_item, fp_checksum, fp_feed_of, fp_feed_slot, heap_alloc, now_ns,
+    poke, store, writer_open,
 )
 from fastpool.errors import DamagedMemoryError, SerializationError
 
@@ -105,7 +106,7 @@ cdef class BufferEncoder(Encoder):
         return 0
 
     cdef uint64_t put_numbers(self, list items, uint64_t start, uint64_t count) except? 0:
-        """Append the floats or 64-bit ints that `items` has from `start` on, up to `count`; returns how many there were."""
+        """Append the floats or 64-bit ints that `items` has from `start` on, up to `count`. Returns how many."""
         cdef uint64_t done = 0, stretch, k
         cdef unsigned char *at
         cdef int kind

@@ -212,6 +212,7 @@ cdef int has_work(void *context) noexcept nogil:
 cdef enum:
     OF_RANGE = -1  # kind of an element that is computed
 
+
 @cython.final
 cdef class Elements:
     """The elements of a run, one after another, for the loop that calls the function with them."""
@@ -333,7 +334,8 @@ cdef class Loop:
         while True:
             found = FP_CLAIM_CLOSED
             if not (self.look.abandoned and self.gate_is_ours()):
-                found = claim_next(self.segment.at, self.worker, &self.terms, self.budget(), self.task_ns, &first, &count)
+                found = claim_next(self.segment.at, self.worker, &self.terms, self.budget(), self.task_ns,
+                                   &first, &count)
             if found == FP_CLAIM_OTHER:
                 if not self.join():
                     break

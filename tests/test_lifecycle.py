@@ -329,6 +329,6 @@ def shout(x: int) -> int:
 
 def test_what_tasks_print_is_seen_when_the_map_returns(capfd: pytest.CaptureFixture[str]) -> None:
     for keep_alive in (False, True):
-        with WorkerPool(n_jobs=2, keep_alive=keep_alive) as pool:
+        with WorkerPool(n_jobs=1, keep_alive=keep_alive) as pool:  # unbuffered prints of two would mix
             pool.map(shout, range(5))
             assert sorted(capfd.readouterr().out.split("\n"))[1:] == [f"task {i}" for i in range(5)]

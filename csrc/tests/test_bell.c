@@ -225,6 +225,13 @@ typedef struct {
 
 static uint32_t sleeping_of(const stopped_ringer *s) { return atomic_load(&s->segment->bell.sleeping); }
 
+/* A failed CHECK must not leave a stopped process behind. */
+static volatile sig_atomic_t stopped_process;
+static void on_abort(int number) {
+  (void)number;
+  if (stopped_process > 0) kill(stopped_process, SIGKILL);
+}
+
 static void start_ringer(stopped_ringer *s, int before, int after) {
   s->ringer = fp_fork();
   CHECK(s->ringer >= 0);
@@ -235,6 +242,7 @@ static void start_ringer(stopped_ringer *s, int before, int after) {
     _exit(fp_bell_ring(&s->segment->bell, &s->event) != 1);
   }
   CHECK_EQ(waitpid(s->ringer, &s->status, WUNTRACED), s->ringer);
+  if (WIFSTOPPED(s->status)) stopped_process = s->ringer;
 }
 
 static int look_at_avail(void *context) {
@@ -246,6 +254,7 @@ static int look_at_avail(void *context) {
   if (s->play == IT_CONTINUES) {
     CHECK_EQ(kill(s->ringer, SIGCONT), 0);
     CHECK_EQ(waitpid(s->ringer, &s->status, 0), s->ringer);
+    stopped_process = 0;
     CHECK(WIFEXITED(s->status) && WEXITSTATUS(s->status) == 0);
     CHECK_EQ(sleeping_of(s), number); /* this sleep is not the one it had read */
   } else if (s->ringer == 0) {
@@ -281,6 +290,7 @@ static void ringer_stops(int before, int after) {
   stopped_ringer s = {.segment = plain_segment(1)};
   int how = before + after;
   CHECK_EQ(fp_event_open(&s.event), 0);
+  CHECK(signal(SIGABRT, on_abort) != SIG_ERR);
   before_write = before;
   after_write = after;
   play(&s, before ? OTHERS_RING : NOBODY_ELSE_RINGS);

@@ -733,7 +733,7 @@ static void test_successive_jobs(void) { with_workers(MOST_UNITS, 0, successive_
 
 /* Jobs with an end and jobs without one in turn. */
 static void ends_in_turn(fp_segment *segment) {
-  for (int i = 0; i < rounds(6000); i++) {
+  for (int i = 0; i < rounds(3000); i++) {
     publish_whole(segment);
     feed(segment);
     check_finished(segment);
@@ -744,7 +744,7 @@ static void test_starved_or_exhausted(void) { with_workers(3, 1, ends_in_turn); 
 
 /* The numbers are about to repeat at every job. */
 static void repeated_numbers(fp_segment *segment) {
-  for (int i = 0; i < rounds(1000); i++) {
+  for (int i = 0; i < rounds(500); i++) {
     segment->job.number += WRAP - 1 - below(2);
     publish_in_parts(segment);
     feed(segment);
@@ -829,7 +829,7 @@ static void test_a_round_of_numbers(void) {
   stress_begin(2, 8);
   CHECK_EQ(pthread_create(&victim.thread, NULL, victim_run, stress.segment), 0);
   int between = 0;
-  for (int i = 0; i < rounds(1000); i++) between += stop_in_the_middle(stress.segment);
+  for (int i = 0; i < rounds(500); i++) between += stop_in_the_middle(stress.segment);
   CHECK(between > 0);
   atomic_store(&stress.stop, 1);
   pthread_join(victim.thread, NULL);
