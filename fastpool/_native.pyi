@@ -3,6 +3,9 @@
 def refuse(mask: int) -> None:
     """Make the platform layer behave as if the kernel refused some of Linux's own calls (for tests)."""
 
+def is_posix() -> bool:
+    """Was this built to use POSIX system calls only (FASTPOOL_POSIX=1)?"""
+
 class Segment:
     """The shared segment of one pool, its bells, and its workers' process handles."""
 

@@ -81,6 +81,16 @@ cdef extern from "arena.h" nogil:
         uint64_t charged
     int fp_heap_measure(const fp_segment *segment, uint32_t owner, fp_heap_stats *stats)
 
+cdef extern from *:
+    """
+    #ifdef FP_POSIX
+    #define FASTPOOL_IS_POSIX 1
+    #else
+    #define FASTPOOL_IS_POSIX 0
+    #endif
+    """
+    bint FASTPOOL_IS_POSIX
+
 cdef extern from "Python.h":
     void PyOS_BeforeFork()
     void PyOS_AfterFork_Parent()
@@ -181,6 +191,11 @@ cdef int block_free(fp_segment *segment, uint64_t offset) noexcept nogil:
 def refuse(unsigned int mask) -> None:
     """Make the platform layer behave as if the kernel refused some of Linux's own calls (for tests)."""
     fp_platform_refuse(mask)
+
+
+def is_posix() -> bool:
+    """Was this built to use POSIX system calls only (FASTPOOL_POSIX=1)?"""
+    return FASTPOOL_IS_POSIX
 
 
 # ---------------------------------------------------------------- the segment

@@ -77,7 +77,8 @@ def test_descriptors_and_threads_of_the_parent() -> None:
     with WorkerPool(n_jobs=10) as pool:
         assert pool.map(abs, source(), max_tasks_active=40, chunk_size=2) == list(range(100))
     [(descriptors, tasks)] = seen
-    assert descriptors - before <= 30 - 3
+    # the bell's and the process handle's for each worker; without Linux's own calls a bell is a pipe
+    assert descriptors - before <= (37 if _native.is_posix() else 27)
     assert tasks == threads
 
 

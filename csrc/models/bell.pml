@@ -1,9 +1,11 @@
 /* Waiting and waking: README.md, "Waiting". The parent, two workers, and a memory with store buffers.
  *
  * Checked in every interleaving:
- *   - nobody sleeps for ever: when nothing can move any more (`quiet`), each worker is buried, or sits in a task
- *     that never ends, and the parent asleep has nothing to do for it: no commit at or above wake_at, no
- *     news that it has not seen, no death. So no worker sleeps while there is work for it either;
+ *   - nobody sleeps for ever, whoever else stops: whenever nobody but at most one worker can move any more (`quiet`),
+ *     every other worker is buried, or sits in a task that never ends, and the parent asleep has nothing to do for
+ *     it: no commit at or above wake_at, no news that it has not seen, no death. So no worker sleeps while there
+ *     is work for it either. That one worker may be anywhere: it is the one that was stopped (SIGSTOP) for ever right
+ *     before its next step, so a stop needs no step of its own, and each search covers a stop at any step;
  *   - everything committed is collected, at the latest when its worker is buried.
  *
  * Memory is TSO: a store goes into its core's FIFO buffer and reaches memory at any later moment; loads read
@@ -18,12 +20,13 @@
  * before it: all that a worker does between a commit and its next fence is to load.
  *
  * `avail`, one word for each worker, stands for all that the parent publishes to it (job, avail, total, command,
- * abandon, tail); `news` for all that a worker publishes beside commits.
+ * tail); `news` for all that a worker publishes beside commits.
  *
- * Switches: each MUTATE_* leaves one step out, and the search must then find an error. STOPS: worker 1 may be
- * stopped (SIGSTOP) for ever before any step, and worker 0 may not suffer from it. OWN_FLAG: each worker has its
- * own word `sleeping` to ring the parent by, instead of one for all. STOPS without OWN_FLAG has an error: a worker
- * stopped between its exchange and its write keeps everybody else's rings from the parent. */
+ * The number of a sleep is only ever compared with the owner's current one. So here it is THIS, and what a ringer
+ * holds becomes EARLIER when that sleep ends: numbers that never repeat, in two values.
+ *
+ * Switches: each MUTATE_* changes one step, and the search must then find an error. ABANDON: the parent may give up
+ * the job at any time: it hands out nothing more (work, or space), and every worker must end all the same. */
 
 #define N      2 /* workers 0 … N-1; the parent is number N */
 #define PARENT N
@@ -41,13 +44,9 @@
 #define NEWS(i)      (N + (i))
 #define AVAIL(i)     (2 * N + (i)) /* tasks that the worker may do */
 #define WAKE_AT(i)   (3 * N + (i))
-#define SLEEPING(i)  (4 * N + (i)) /* worker i's bell */
-#ifdef OWN_FLAG
-#define PARENTS(i) (5 * N + (i)) /* the parent's bell, as worker i sees it */
-#else
-#define PARENTS(i) (5 * N)
-#endif
-byte memory[6 * N];
+#define SLEEPING(i)  (4 * N + (i)) /* the bell of worker i, or of the parent */
+#define ABANDON(i)   (5 * N + 1 + (i))
+byte memory[6 * N + 1];
 chan buffer[N + 1] = [2] of { byte, byte }; /* word, value */
 
 #define store(me, word, value) buffer[me]!word, value
@@ -57,8 +56,10 @@ chan buffer[N + 1] = [2] of { byte, byte }; /* word, value */
 
 bool bell[N + 1];   /* the bell's descriptor is readable */
 bool killed[N];     /* SIGKILL is on its way */
-bool stopped[N];    /* SIGSTOP, and never continued */
+byte ringing;       /* whose bell the parent rings */
 bool endless[N];    /* in a task that never ends */
+bool asleep[N + 1]; /* in S4 */
+byte held[N + 1];   /* the number of the sleep that this ringer read: 0, THIS, EARLIER */
 bool gone[N];       /* the process has ended: its handle is readable */
 bool buried[N];     /* the parent has seen that */
 byte seen[N];       /* news that the parent has seen */
@@ -85,23 +86,50 @@ bool did_register[N];
 #define registered(i) true
 #endif
 
-/* Wake the owner of a bell, if it sleeps. What it waits for is published, and W1 is done. */
-inline ring(me, flag, owner) {
+#define THIS    1
+#define EARLIER 2
+#ifdef MUTATE_SAME_NUMBER
+#define outdated(n) (n)
+#else
+#define outdated(n) (n == 0 -> 0 : EARLIER)
+#endif
+
+/* sleeping = 0; that sleep is over. The parent's bell is rung by workers, a worker's by the parent. */
+inline disarm(me) {
+  store_now(SLEEPING(me), 0);
   if
-  :: memory[flag] == 0                                             /* W2: look, */
-  :: else ->
-     atomic { fence(me) -> took = memory[flag]; memory[flag] = 0 };  /* exchange, */
-     if
-     :: took != 0 -> bell[owner] = true; took = 0                  /*     write */
-     :: else
-     fi
+  :: me == PARENT -> held[0] = outdated(held[0]); held[1] = outdated(held[1])
+  :: else -> held[PARENT] = (ringing == me -> outdated(held[PARENT]) : held[PARENT])
+  fi
+}
+
+/* Wake the owner of a bell, if it sleeps. What it waits for is published, and W1 is done. */
+inline ring(me, owner) {
+  if
+  :: memory[SLEEPING(owner)] == 0                                 /* W2 */
+  :: atomic { memory[SLEEPING(owner)] != 0 -> held[me] = memory[SLEEPING(owner)] };
+#ifdef MUTATE_CLEAR_BEFORE_WRITE
+     atomic { fence(me) -> held[me] = memory[SLEEPING(owner)]; memory[SLEEPING(owner)] = 0 };
+     atomic { bell[owner] = bell[owner] || held[me] != 0; held[me] = 0 }
+#else
+     bell[owner] = true;                                           /* W3 */
+     atomic {                                                      /* W4 */
+       fence(me) ->
+#ifdef MUTATE_NO_CAS
+       memory[SLEEPING(owner)] = 0;
+#else
+       memory[SLEEPING(owner)] = (memory[SLEEPING(owner)] == held[me] -> 0 : memory[SLEEPING(owner)]);
+#endif
+       held[me] = 0
+     }
+#endif
   fi
 }
 
 inline tell_news(me) {
 #ifdef MUTATE_RING_BEFORE_NEWS
   fence(me);
-  ring(me, PARENTS(me), PARENT);
+  ring(me, PARENT);
 #endif
   news++;
 #if defined(MUTATE_NO_W1) || defined(MUTATE_RING_BEFORE_NEWS)
@@ -110,20 +138,35 @@ inline tell_news(me) {
   store_fence(me, NEWS(me), news);                                 /* with W1 */
 #endif
 #ifndef MUTATE_RING_BEFORE_NEWS
-  ring(me, PARENTS(me), PARENT)
+  ring(me, PARENT)
 #endif
 }
 
+#ifdef ABANDON
+#define not_abandoned(i) (memory[ABANDON(i)] == 0)
+#ifdef MUTATE_SLEEP_THROUGH_ABANDON
+#define has_work(i) (done < memory[AVAIL(i)])
+#else
+#define has_work(i) (done < memory[AVAIL(i)] || memory[ABANDON(i)] != 0)
+#endif
+#else
+#define not_abandoned(i) true
+#define has_work(i) (done < memory[AVAIL(i)])
+#endif
+
 proctype worker(byte me) {
-  byte done, news, took;
+  byte done, news;
   {
     do
-    :: done < memory[AVAIL(me)] ->
+#ifdef ABANDON
+    :: memory[ABANDON(me)] != 0 -> break
+#endif
+    :: done < memory[AVAIL(me)] && not_abandoned(me) ->
        atomic { store(me, COMMITTED(me), done + 1); done++; made[me]++ };  /* the commit, */
        if                                                          /* which looks at wake_at without a fence */
        :: done >= memory[WAKE_AT(me)] ->
           fence(me);                                               /* W1 */
-          ring(me, PARENTS(me), PARENT)                            /* W2 */
+          ring(me, PARENT)                            /* W2 */
        :: else
        fi;
 #ifdef MUTATE_LATE_REGISTER
@@ -139,26 +182,22 @@ proctype worker(byte me) {
        tell_news(me);                                              /* starved */
 #endif
 #ifdef MUTATE_WORKER_NO_S2
-       store(me, SLEEPING(me), 1);                               /* S1 */
+       store(me, SLEEPING(me), THIS);                      /* S1 */
 #else
-       store_fence(me, SLEEPING(me), 1);                         /* S1, S2 */
+       store_fence(me, SLEEPING(me), THIS);                /* S1, S2 */
 #endif
        if
-       :: done < memory[AVAIL(me)]                                 /* S3 */
-       :: else ->
-end_S4:   bell[me]                                                 /* S4 */
+       :: has_work(me)                                             /* S3 */
+       :: atomic { !has_work(me) -> asleep[me] = true };
+end_S4:   atomic { bell[me] -> asleep[me] = false }                /* S4 */
        fi;
-       atomic { store_now(SLEEPING(me), 0); bell[me] = false }     /* S5 */
+       atomic { disarm(me); bell[me] = false }                     /* S5 */
     od;
     tell_news(me)                                                  /* EXITED */
-  } unless { killed[me] || stopped[me] };
-  if
-  :: stopped[me] && !killed[me] ->
-end_stopped:
-     killed[me]
-  :: else
-  fi;
-  atomic { fence(me) -> gone[me] = true; done = 0; news = 0; took = 0 }
+  } unless { killed[me] };
+  atomic {
+    fence(me) -> gone[me] = true; asleep[me] = false; endless[me] = false; held[me] = 0; done = 0; news = 0
+  }
 }
 
 /* Take what lane i holds, and give its worker more if it has no more. */
@@ -175,21 +214,35 @@ inline collect(i) {
           buried[i] = true;
           taken[i] = 0; seen[i] = 0; made[i] = 0; given[i] = 0; bell[i] = false;  /* fewer states */
           memory[COMMITTED(i)] = 0; memory[NEWS(i)] = 0; memory[WAKE_AT(i)] = 0; memory[AVAIL(i)] = 0;
-          memory[SLEEPING(i)] = 0
+          memory[SLEEPING(i)] = 0; memory[ABANDON(i)] = 0
        :: else
        fi
      };
      if
-     :: !buried[i] && taken[i] == given[i] && given[i] < tasks(i) ->
+     :: !buried[i] && taken[i] == given[i] && given[i] < tasks(i) && !abandoned ->
         given[i]++;
 #ifdef MUTATE_NO_W1
         store(PARENT, AVAIL(i), given[i]);
 #else
         store_fence(PARENT, AVAIL(i), given[i]);                   /* with W1 */
 #endif
-        ring(PARENT, SLEEPING(i), i)
+        ringing = i;
+        ring(PARENT, i)
      :: else
      fi
+  fi
+}
+
+/* Give up the job in lane i. */
+inline abandon(i) {
+  if
+  :: buried[i]
+  :: else ->
+     store_fence(PARENT, ABANDON(i), 1);                           /* with W1 */
+#ifndef MUTATE_SILENT_ABANDON
+     ringing = i;
+     ring(PARENT, i)
+#endif
   fi
 }
 
@@ -214,8 +267,7 @@ inline look(i) {
 
 proctype parent() {
   byte taken[N], given[N] = 1, want;
-  byte took;
-  bool found;
+  bool found, abandoned;
   do
   :: collect(0);
      collect(1);
@@ -223,6 +275,12 @@ proctype parent() {
      :: buried[0] && buried[1] -> break
      :: else
      fi;
+#ifdef ABANDON
+     if
+     :: !abandoned -> abandoned = true; abandon(0); abandon(1)
+     :: true
+     fi;
+#endif
      if
      :: want = 1
      :: want = 2                                                   /* may be more than will ever come */
@@ -233,7 +291,7 @@ proctype parent() {
      look(0);
      look(1);
 #endif
-     atomic { store_now(PARENTS(0), 1); store_now(PARENTS(1), 1) };  /* S1, and S2 on this core */
+     store_now(SLEEPING(PARENT), THIS);                  /* S1, and S2 on this core */
 #ifndef MUTATE_NO_BARRIER
      !registered(0) || fence(0);                                   /* S2 on the cores of the workers */
      !registered(1) || fence(1);
@@ -244,14 +302,14 @@ proctype parent() {
 #endif
      if
      :: found -> found = false
-     :: else ->
+     :: atomic { !found -> asleep[PARENT] = true };
 #ifdef MUTATE_DRAIN_AFTER_LOOK
         bell[PARENT] = false;
 #endif
 end_S4:
-        bell[PARENT] || handle(0) || handle(1)                     /* S4 */
+        atomic { bell[PARENT] || handle(0) || handle(1) -> asleep[PARENT] = false }  /* S4 */
      fi;
-     atomic { store_now(PARENTS(0), 0); store_now(PARENTS(1), 0) };  /* S5 */
+     atomic { disarm(PARENT) };                                    /* S5 */
      bell[PARENT] = false;
      atomic {
        if
@@ -268,28 +326,29 @@ end_S4:
   over = true
 }
 
-/* Who dies, and who is stopped. */
+/* Who dies. */
 active proctype fate() {
   byte deaths;
   do
   :: deaths < DEATHS && !killed[0] -> killed[0] = true; deaths++
   :: deaths < DEATHS && !killed[1] -> killed[1] = true; deaths++
-#ifdef STOPS
-  :: !stopped[1] -> stopped[1] = true
-#endif
   :: break
   od
 }
 
-#define harmless(i) (buried[i] || stopped[i] || \
-  (endless[i] && !gone[i] && memory[NEWS(i)] == seen[i] && made[i] < memory[WAKE_AT(i)]))
+#define parent_rests (over || (asleep[PARENT] && !bell[PARENT] && !handle(0) && !handle(1)))
+#define rests(i)     (gone[i] || (!killed[i] && (endless[i] || (asleep[i] && !bell[i]))))
+#define empty_buffers (empty(buffer[0]) && empty(buffer[1]) && empty(buffer[PARENT]))
+#define harmless(i)  (buried[i] || \
+  (endless[i] && memory[NEWS(i)] == seen[i] && made[i] < memory[WAKE_AT(i)]))
 
-/* Nothing moves any more. */
+/* Nothing moves any more, but for a worker that has been stopped. One that is gone, or will be, is not. */
 active proctype quiet() {
-  timeout ->
-  assert(harmless(0));
-  assert(harmless(1));
-  assert(over || !buried[0] || !buried[1])
+end:
+  do
+  :: atomic { parent_rests && rests(0) && empty_buffers && (!killed[1] || gone[1]) -> assert(harmless(0)) }
+  :: atomic { parent_rests && rests(1) && empty_buffers && (!killed[0] || gone[0]) -> assert(harmless(1)) }
+  od
 }
 
 init {

@@ -115,13 +115,19 @@ static void test_one_ring_a_sleep(void) {
 
 typedef struct {
   const fp_bell *bell;
-  uint32_t last, before_last;
+  uint32_t looks, last;
 } numbers;
 
-static int note_number(void *context) {
+/* Without spinning, looks 2, 4, … are S3, and the others are made awake. */
+static int check_number(void *context) {
   numbers *n = context;
-  n->before_last = n->last;
-  n->last = atomic_load(&n->bell->sleeping);
+  uint32_t number = atomic_load(&n->bell->sleeping);
+  if (++n->looks % 2 != 0) {
+    CHECK_EQ(number, 0);
+  } else {
+    CHECK(number != 0 && number != n->last);
+    n->last = number;
+  }
   return 0;
 }
 
@@ -130,18 +136,15 @@ static void test_each_sleep_has_its_number(void) {
   int ready;
   open_waiter(&w);
   w.bell.sleeps = UINT32_MAX - 2;
-  uint32_t number = UINT32_MAX - 1;
+  numbers n = {.bell = &w.bell};
   for (int i = 0; i < 4; i++) {
-    numbers n = {.bell = &w.bell};
     fp_event_ring(&w.event); /* without a reason: one sleep more */
-    CHECK_EQ(fp_bell_wait(&w.bell, &w.event, &w.spin, 0, note_number, &n, &w.event.read_fd, &ready, 1,
+    n.looks = 0;
+    CHECK_EQ(fp_bell_wait(&w.bell, &w.event, &w.spin, 0, check_number, &n, &w.event.read_fd, &ready, 1,
                           fp_now_ns() + MS),
              FP_WAIT_TIMEOUT);
-    CHECK_EQ(n.last, 0); /* the look after a sleep */
-    CHECK(n.before_last != 0 && w.bell.sleeps != number);
-    number = w.bell.sleeps;
   }
-  CHECK(number >= 1 && number <= 7); /* it went round, past 0 */
+  CHECK(n.last > 0 && n.last < 100); /* it went round */
   fp_event_close(&w.event);
 }
 
