@@ -26,6 +26,8 @@ from fastpool._native cimport (
 from collections.abc import Iterable
 
 cdef extern from "Python.h":
+    ctypedef object (*vectorcallfunc)(object callable, PyObject *const *args, size_t nargsf, PyObject *kwnames)
+    vectorcallfunc PyVectorcall_Function(object callable)
     const size_t PY_VECTORCALL_ARGUMENTS_OFFSET
     object PyObject_Vectorcall(object callable, PyObject *const *args, size_t nargsf, PyObject *kwnames)
     object PyObject_VectorcallDict(object callable, PyObject *const *args, size_t nargsf, PyObject *kwdict)
@@ -277,6 +279,7 @@ cdef class Loop:
     cdef fp_line *line
     cdef Look look
     cdef object function
+    cdef vectorcallfunc vectorcall  # its own, PEP 590; NULL: it has none
     cdef PyObject **args      # [0] is for the callee, then the leading arguments, then the task's
     cdef Py_ssize_t args_size
     cdef tuple leading
@@ -544,6 +547,7 @@ cdef class Loop:
     cdef bint run_elements(self, Elements elements) except -1:
         """Call the function with each element, and commit each result. False if the job is to be abandoned."""
         cdef object result
+        self.vectorcall = PyVectorcall_Function(self.function)
         try:
             while elements.advance():
                 if elements.kind < FP_KIND_PICKLE:
@@ -561,8 +565,11 @@ cdef class Loop:
     cdef inline object call_single(self, object element):
         """Call with one argument after the leading ones."""
         cdef PyObject **args = self.args + 1
+        cdef size_t nargsf = (self.n_leading + 1) | PY_VECTORCALL_ARGUMENTS_OFFSET
         args[self.n_leading] = <PyObject *>element
-        return PyObject_Vectorcall(self.function, args, (self.n_leading + 1) | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
+        if self.vectorcall is NULL:
+            return PyObject_Vectorcall(self.function, args, nargsf, NULL)
+        return self.vectorcall(self.function, args, nargsf, NULL)
 
     cdef object call(self, object element):
         """Call with an element that may have to be unpacked."""

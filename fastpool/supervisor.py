@@ -221,21 +221,20 @@ class Supervisor:
             worker_id, _, task, payload = self.collector.failures[0]
             raise remote.revive(worker_id, task, payload)
 
-    def gather(self) -> bool:
-        """Collect what is there. Returns whether there was anything.
+    def gather(self) -> None:
+        """Collect what is there.
 
         Decide what to do next after this and before :meth:`sleep`: what happens after this ends the sleep.
         """
-        anything = self.collector.collect()
+        self.collector.collect()
         self._raise_failure()
         self.hand_over_lanes()
-        if anything and time.monotonic() >= self._next_look:  # busy: a death must not wait for a pause
+        if time.monotonic() >= self._next_look:  # busy: a death must not wait for a pause
             self._next_look = time.monotonic() + LOOK_SECONDS
             self.bury(self.segment.look_at_handles())
-        return anything
 
     def sleep(self, grain: int) -> None:
-        """Until a worker has `grain` more results, or brings news, or its process ends."""
+        """Until a worker has `grain` more results, or brings news, or its process ends: at once, if that is so."""
         if self.collector.wait(grain):
             self.bury(self.segment.ended())
 
@@ -244,7 +243,8 @@ class Supervisor:
     def _see_out(self) -> None:
         """Workers are on their way out, or have been told to: wait for their last words and their ends."""
         while self._workers:
-            if not self.gather() and self._workers:
+            self.gather()
+            if self._workers:
                 self.sleep(1)
         for process in self._leaving:
             process.reap(block=True)
@@ -310,7 +310,7 @@ class _Run:
         size = self._publish()
         self.segment.wake(self.n_jobs)
         while True:
-            idle = not self.supervisor.gather()
+            self.supervisor.gather()
             if self.feed is not None:
                 self._feed()
             elif self.job.max_tasks_active is not None:
@@ -318,8 +318,7 @@ class _Run:
             if self._is_done():
                 break
             self.supervisor.start_workers(self.workers, self._has_unclaimed)
-            if idle:
-                self.supervisor.sleep(self._grain())
+            self.supervisor.sleep(self._grain())
         if self.feed is not None:
             size = self.feed.tasks
         return self.collector.finish(size)

@@ -25,8 +25,10 @@
  * The number of a sleep is only ever compared with the owner's current one. So here it is THIS, and what a ringer
  * holds becomes EARLIER when that sleep ends: numbers that never repeat, in two values.
  *
- * Switches: each MUTATE_* changes one step, and the search must then find an error. ABANDON: the parent may give up
- * the job at any time: it hands out nothing more (work, or space), and every worker must end all the same. */
+ * The parent may give up the job at any time: it hands out nothing more (work, or space), and every worker must end
+ * all the same. One worker may die (DEATHS), before any step.
+ *
+ * Switches: each MUTATE_* changes one step, and the search must then find an error. */
 
 #define N      2 /* workers 0 … N-1; the parent is number N */
 #define PARENT N
@@ -103,11 +105,15 @@ inline disarm(me) {
   fi
 }
 
+inline note_ringing(me, owner) {
+  ringing = (me == PARENT -> owner : ringing)
+}
+
 /* Wake the owner of a bell, if it sleeps. What it waits for is published, and W1 is done. */
 inline ring(me, owner) {
   if
   :: memory[SLEEPING(owner)] == 0                                 /* W2 */
-  :: atomic { memory[SLEEPING(owner)] != 0 -> held[me] = memory[SLEEPING(owner)] };
+  :: atomic { memory[SLEEPING(owner)] != 0 -> held[me] = memory[SLEEPING(owner)]; note_ringing(me, owner) };
 #ifdef MUTATE_CLEAR_BEFORE_WRITE
      atomic { fence(me) -> held[me] = memory[SLEEPING(owner)]; memory[SLEEPING(owner)] = 0 };
      atomic { bell[owner] = bell[owner] || held[me] != 0; held[me] = 0 }
@@ -120,7 +126,7 @@ inline ring(me, owner) {
 #else
        memory[SLEEPING(owner)] = (memory[SLEEPING(owner)] == held[me] -> 0 : memory[SLEEPING(owner)]);
 #endif
-       held[me] = 0
+       held[me] = 0; note_ringing(me, 0)
      }
 #endif
   fi
@@ -142,26 +148,18 @@ inline tell_news(me) {
 #endif
 }
 
-#ifdef ABANDON
-#define not_abandoned(i) (memory[ABANDON(i)] == 0)
 #ifdef MUTATE_SLEEP_THROUGH_ABANDON
 #define has_work(i) (done < memory[AVAIL(i)])
 #else
 #define has_work(i) (done < memory[AVAIL(i)] || memory[ABANDON(i)] != 0)
-#endif
-#else
-#define not_abandoned(i) true
-#define has_work(i) (done < memory[AVAIL(i)])
 #endif
 
 proctype worker(byte me) {
   byte done, news;
   {
     do
-#ifdef ABANDON
     :: memory[ABANDON(me)] != 0 -> break
-#endif
-    :: done < memory[AVAIL(me)] && not_abandoned(me) ->
+    :: done < memory[AVAIL(me)] && memory[ABANDON(me)] == 0 ->
        atomic { store(me, COMMITTED(me), done + 1); done++; made[me]++ };  /* the commit, */
        if                                                          /* which looks at wake_at without a fence */
        :: done >= memory[WAKE_AT(me)] ->
@@ -226,7 +224,6 @@ inline collect(i) {
 #else
         store_fence(PARENT, AVAIL(i), given[i]);                   /* with W1 */
 #endif
-        ringing = i;
         ring(PARENT, i)
      :: else
      fi
@@ -240,7 +237,6 @@ inline abandon(i) {
   :: else ->
      store_fence(PARENT, ABANDON(i), 1);                           /* with W1 */
 #ifndef MUTATE_SILENT_ABANDON
-     ringing = i;
      ring(PARENT, i)
 #endif
   fi
@@ -275,12 +271,10 @@ proctype parent() {
      :: buried[0] && buried[1] -> break
      :: else
      fi;
-#ifdef ABANDON
      if
      :: !abandoned -> abandoned = true; abandon(0); abandon(1)
      :: true
      fi;
-#endif
      if
      :: want = 1
      :: want = 2                                                   /* may be more than will ever come */

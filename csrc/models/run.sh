@@ -2,7 +2,7 @@
 # Check the models of the protocol (../README.md) with spin: each model whole, without an error, and then each of
 # its mutations, in which an error must be found: a model that cannot fail proves nothing.
 #
-#   csrc/models/run.sh             about two minutes on two cores, each search below 1 GB
+#   csrc/models/run.sh             about two minutes on two cores, each search below 1.3 GB
 #   FULL=1 csrc/models/run.sh      larger searches too, a minute or two and up to 2.6 GB each
 #   csrc/models/run.sh NAME        only the run of that name
 #   BUILD=… JOBS=… CC=…            where to build (default ../../build/models), how many at once (2), with what
@@ -23,8 +23,11 @@ command -v spin > /dev/null || {
 runs() {
   cat << END
 bell|bell|whole|
-bell-stops|bell|whole|-DSTOPS -DOWN_FLAG -DDEATHS=0
-bell-stops-shared-flag|bell|error|-DSTOPS -DDEATHS=0
+bell-clear-before-write|bell|error|-DMUTATE_CLEAR_BEFORE_WRITE -DDEATHS=0
+bell-no-cas|bell|error|-DMUTATE_NO_CAS -DDEATHS=0
+bell-same-number|bell|error|-DMUTATE_SAME_NUMBER -DDEATHS=0
+bell-silent-abandon|bell|error|-DMUTATE_SILENT_ABANDON -DDEATHS=0
+bell-sleep-through-abandon|bell|error|-DMUTATE_SLEEP_THROUGH_ABANDON -DDEATHS=0
 bell-no-barrier|bell|error|-DMUTATE_NO_BARRIER
 bell-late-register|bell|error|-DMUTATE_LATE_REGISTER
 bell-no-W1|bell|error|-DMUTATE_NO_W1
@@ -34,6 +37,10 @@ bell-ring-before-news|bell|error|-DMUTATE_RING_BEFORE_NEWS
 bell-no-handle|bell|error|-DMUTATE_NO_HANDLE
 bell-drain-after-look|bell|error|-DMUTATE_DRAIN_AFTER_LOOK
 bell-silent-starvation|bell|error|-DMUTATE_SILENT_STARVATION
+backlog|backlog|whole|
+backlog-rung-for-ever|backlog|error|-DMUTATE_RUNG_FOR_EVER
+backlog-one-ring|backlog|error|-DMUTATE_ONE_RING
+backlog-silent-claim|backlog|error|-DMUTATE_SILENT_CLAIM
 claim|claim|whole|
 claim-abandon|claim|whole|-DABANDON -DDEATHS=0
 claim-numbers-repeat|claim|whole|$repeat
@@ -52,8 +59,6 @@ END
   if [ -n "${FULL:-}" ]; then
     cat << END
 bell-2-deaths|bell|whole|-DDEATHS=2
-bell-own-flag|bell|whole|-DOWN_FLAG
-bell-stops-deaths|bell|whole|-DSTOPS -DOWN_FLAG
 claim-2-deaths|claim|whole|-DDEATHS=2
 claim-abandon-death|claim|whole|-DABANDON
 claim-numbers-repeat-death|claim|whole|-DDEATHS=1 -DTASKS=1 -DJOBS=4 -DNUMBERS=3
