@@ -105,6 +105,18 @@ def floats(n_tasks: int) -> list[float]:
 
 
 CASES: tuple[Case, ...] = (
+    # First, while this process is small: a fork costs more the larger the heap is.
+    Case(
+        name="start_stop",
+        work="a new pool, 8 tiny tasks, the pool gone",
+        function=square,
+        items=range,
+        n_tasks=8,
+        prepare=once,
+        run=once,
+        finish=nothing_to_finish,
+        parallel=False,
+    ),
     Case(
         name="range_square",
         work="x*x over a range, results to a list, warm pool",
@@ -134,16 +146,5 @@ CASES: tuple[Case, ...] = (
         prepare=open_and_warm,
         run=map_warm,
         finish=close,
-    ),
-    Case(
-        name="start_stop",
-        work="a new pool, 8 tiny tasks, the pool gone",
-        function=square,
-        items=range,
-        n_tasks=8,
-        prepare=once,
-        run=once,
-        finish=nothing_to_finish,
-        parallel=False,
     ),
 )

@@ -96,6 +96,7 @@ def time_once(case: Case, peer: Peer, items: Sequence[Any], expected: list[Any])
     warm_results = case.prepare(peer, case.function, items)
     try:
         verify(case, peer, warm_results, expected)
+        del warm_results  # or every peer's timed results would need memory the process never had before
         gc.collect()
         start = time.perf_counter()
         results = case.run(peer, case.function, items)

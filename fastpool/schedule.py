@@ -6,10 +6,11 @@ import math
 
 from fastpool.job import MapJob
 
-CHUNK_NS = 1_000_000  # a chunk lasts about this long: claiming shows below 50 µs, imbalance above a few ms
+CHUNK_NS = 2_000_000  # a chunk lasts about this long: claiming shows below 50 µs, imbalance above some ms
 MOST_TASKS = 1 << 17  # of a chunk by measured speed
 FIRST_TASKS = 64  # most of a chunk while no task has been timed
 AHEAD = 4  # chunks a worker that may wait, unclaimed
+MOST_GRAIN = 8192  # results of one worker that a list builder sleeps for: a tenth of a ring of numbers
 
 
 class Schedule:
@@ -69,7 +70,7 @@ def collect_grain(left: int | None, n_workers: int, window: int | None) -> int:
 
     Many while much is left, few towards the end, never more than the window of active tasks lets pile up.
     """
-    grain = 16384 if left is None else max(1, min(16384, left // (4 * n_workers)))
+    grain = MOST_GRAIN if left is None else max(1, min(MOST_GRAIN, left // (4 * n_workers)))
     if window is not None:
         grain = max(1, min(grain, window // (2 * n_workers)))
     return grain
