@@ -149,21 +149,22 @@ cdef class Collector:
     # ------------------------------------------------------------ collecting
 
     def collect(self) -> bool:
-        """Take what is committed in every lane. Returns whether there was anything."""
+        """Take what is committed in every lane. False: some was left for the next call, because there is much."""
         cdef int worker
-        cdef bint any = False
+        cdef bint all_taken = True
         for worker in range(self.segment.lanes):
             self.watch.news[worker] = load(fp_line_of(self.segment.at, worker).news)
-            if self.collect_lane(worker):
-                any = True
-        return any
+            if not self.collect_lane(worker):
+                all_taken = False
+        return all_taken
 
     def drain(self, int worker) -> None:
         """Take everything from the lane of a worker that writes no more."""
-        while self.collect_lane(worker):
+        while not self.collect_lane(worker):
             pass
 
     cdef bint collect_lane(self, uint32_t worker) except -1:
+        """Take what is committed in one lane, up to VIEWS_A_PASS runs. Returns whether that was all."""
         cdef fp_reader *reader = &self.readers[worker]
         cdef fp_view view
         cdef int passes = 0
@@ -176,7 +177,7 @@ cdef class Collector:
             passes += 1
         if passes and load(fp_line_of(self.segment.at, worker).state) != FP_IDLE:
             self.segment.ring_worker(worker)  # it may wait for room
-        return passes > 0
+        return passes < VIEWS_A_PASS
 
     cdef int take(self, uint32_t worker, fp_reader *reader, fp_view *view) except -1:
         """Decode the items of a view and release them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Iterator
@@ -13,19 +14,23 @@ CGROUP = Path("/sys/fs/cgroup")
 def cpu_count() -> int:
     """Number of cores this process may use: those of its affinity mask, fewer where a control group sets a quota.
 
+    Control groups are read at the first call and remembered.
+
     Returns
     -------
     int
         At least 1.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([cores, *_cpu_quotas()]))
+    quota = _cpu_quota()
+    return cores if quota is None else max(1, min(cores, quota))
 
 
 def memory_bytes() -> int:
     """Bytes of memory this process may use: the machine's, or a control group's limit where that is less."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([machine, *_memory_limits()])
+    limit = _memory_limit()
+    return machine if limit is None else min(machine, limit)
 
 
 def _own_groups() -> Iterator[Path]:
@@ -50,6 +55,16 @@ def _read(path: Path) -> list[str]:
         return path.read_text().split()
     except OSError:
         return []
+
+
+@functools.cache  # reading the files takes as long as starting a worker; once per process is enough
+def _cpu_quota() -> int | None:
+    return min(_cpu_quotas(), default=None)
+
+
+@functools.cache
+def _memory_limit() -> int | None:
+    return min(_memory_limits(), default=None)
 
 
 def _cpu_quotas() -> Iterator[int]:

@@ -30,6 +30,8 @@ JOB_LAST = 1
 PATIENCE_NS = 5_000_000  # a chunk is not held back longer for elements that come slowly
 CHUNK_BYTES = 4 << 20  # nor made larger than this
 NO_LIMIT = 2**63
+FEW_TASKS = 16  # for each worker: so few may be too little work for a second worker
+MOMENT_NS = 200_000  # less than starting a worker takes
 
 
 def chunk_bytes(options: PoolOptions) -> int:
@@ -221,21 +223,22 @@ class Supervisor:
             worker_id, _, task, payload = self.collector.failures[0]
             raise remote.revive(worker_id, task, payload)
 
-    def gather(self) -> None:
-        """Collect what is there.
+    def gather(self) -> bool:
+        """Collect what is there. Returns whether that was all: if not, gather again before sleeping.
 
         Decide what to do next after this and before :meth:`sleep`: what happens after this ends the sleep.
         """
-        self.collector.collect()
+        all_gathered = self.collector.collect()
         self._raise_failure()
         self.hand_over_lanes()
         if time.monotonic() >= self._next_look:  # busy: a death must not wait for a pause
             self._next_look = time.monotonic() + LOOK_SECONDS
             self.bury(self.segment.look_at_handles())
+        return all_gathered
 
-    def sleep(self, grain: int) -> None:
+    def sleep(self, grain: int, deadline_ns: int | None = None) -> None:
         """Until a worker has `grain` more results, or brings news, or its process ends: at once, if that is so."""
-        if self.collector.wait(grain):
+        if self.collector.wait(grain, deadline_ns):
             self.bury(self.segment.ended())
 
     # ---------------------------------------------------------------- ending
@@ -243,8 +246,7 @@ class Supervisor:
     def _see_out(self) -> None:
         """Workers are on their way out, or have been told to: wait for their last words and their ends."""
         while self._workers:
-            self.gather()
-            if self._workers:
+            if self.gather() and self._workers:
                 self.sleep(1)
         for process in self._leaving:
             process.reap(block=True)
@@ -309,8 +311,10 @@ class _Run:
     def results(self) -> list[Any]:
         size = self._publish()
         self.segment.wake(self.n_jobs)
+        if not self.supervisor.living and self.job.length is not None and self.job.length <= FEW_TASKS * self.n_jobs:
+            self._try_one_worker(self.job.length)
         while True:
-            self.supervisor.gather()
+            all_gathered = self.supervisor.gather()
             if self.feed is not None:
                 self._feed()
             elif self.job.max_tasks_active is not None:
@@ -318,10 +322,23 @@ class _Run:
             if self._is_done():
                 break
             self.supervisor.start_workers(self.workers, self._has_unclaimed)
-            self.supervisor.sleep(self._grain())
+            if all_gathered:
+                self.supervisor.sleep(self._grain())
         if self.feed is not None:
             size = self.feed.tasks
         return self.collector.finish(size)
+
+    def _try_one_worker(self, tasks: int) -> None:
+        """A few tiny tasks are done by one worker before a second could be forked: give it a moment to show that."""
+        every, self.workers = self.workers, min(1, self.workers)
+        if self.feed is not None:
+            self._feed()
+        self.segment.call_when_claimed(1)
+        self.supervisor.start_workers(self.workers, self._has_unclaimed)
+        if self.supervisor.living:
+            self.supervisor.sleep(tasks)  # until it claims, which is when it has come up
+            self.supervisor.sleep(tasks, time.monotonic_ns() + MOMENT_NS)
+        self.workers = every
 
     def _publish(self) -> int:
         """Make the job known; returns the number of places in the list of results."""

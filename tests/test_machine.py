@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,14 +22,21 @@ def test_cpu_count_respects_affinity() -> None:
 
 
 @pytest.fixture
-def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The control group this process seems to be in."""
+def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The control group this process seems to be in; `forget` reads its files again."""
     group = tmp_path / "a" / "b"
     group.mkdir(parents=True)
     monkeypatch.setattr(machine, "CGROUP", tmp_path)
     monkeypatch.setattr(machine, "_own_groups", lambda: iter([group, tmp_path / "a", tmp_path]))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
-    return group
+    forget()
+    yield group
+    forget()
+
+
+def forget() -> None:
+    machine._cpu_quota.cache_clear()
+    machine._memory_limit.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -50,6 +58,7 @@ def test_version_1_quota(group: Path) -> None:
     (group / "cpu.cfs_period_us").write_text("100000")
     assert cpu_count() == 3
     (group / "cpu.cfs_quota_us").write_text("-1")
+    forget()
     assert cpu_count() == 64
 
 
@@ -57,8 +66,10 @@ def test_memory_limit(group: Path) -> None:
     whole = machine.memory_bytes()
     assert whole > 1 << 20
     (group / "memory.max").write_text("max")
+    forget()
     assert machine.memory_bytes() == whole
     (group / "memory.max").write_text("1048576")
+    forget()
     assert machine.memory_bytes() == 1 << 20
 
 
