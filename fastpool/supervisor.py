@@ -337,6 +337,7 @@ class _Run:
         self.supervisor.start_workers(self.workers, self._has_unclaimed)
         if self.supervisor.living:
             self.supervisor.sleep(tasks)  # until it claims, which is when it has come up
+            self.supervisor.gather()
             self.supervisor.sleep(tasks, time.monotonic_ns() + MOMENT_NS)
         self.workers = every
 
