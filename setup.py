@@ -17,7 +17,7 @@ def switched(name: str) -> bool:
     return os.environ.get(f"FASTPOOL_{name}", "") == "1"
 
 
-compile_args = ["-std=c11", "-Wall", "-Wno-unused-function"]
+compile_args = ["-std=c11", "-Wall", "-Wno-unused-function", "-Wno-sign-compare"]
 link_args: list[str] = []
 macros: list[tuple[str, str | None]] = [("_GNU_SOURCE", None)]
 if switched("DEBUG"):
