@@ -291,8 +291,14 @@ cdef class Segment:
         check(fp_watch_prepare(&self.watches[worker]), "cannot prepare a worker's process handle")
         sigemptyset(&block)
         sigaddset(&block, SIGINT)
-        PyOS_BeforeFork()
+        # Until all hooks have run: an exception in one of them is printed and lost, a KeyboardInterrupt too.
         pthread_sigmask(SIG_BLOCK, &block, &old)
+        try:
+            PyErr_CheckSignals()
+        except BaseException:
+            pthread_sigmask(SIG_SETMASK, &old, NULL)
+            raise
+        PyOS_BeforeFork()
         pid = fp_fork()
         if pid == 0:
             PyOS_AfterFork_Child()
@@ -301,13 +307,14 @@ cdef class Segment:
         if pid > 0:
             self.pids[worker] = pid
             store(fp_line_of(self.at, worker).pid, pid)
-        pthread_sigmask(SIG_SETMASK, &old, NULL)
         PyOS_AfterFork_Parent()
+        pthread_sigmask(SIG_SETMASK, &old, NULL)
         if pid < 0:
             fp_watch_close(&self.watches[worker])
             check(pid, "cannot fork a worker")
         check(fp_watch_parent(&self.watches[worker], pid), "cannot open a worker's process handle")
         self.fds[worker + 1] = self.watches[worker].fd
+        PyErr_CheckSignals()
         return pid
 
     def enter_worker(self) -> None:

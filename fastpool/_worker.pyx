@@ -228,6 +228,7 @@ cdef class Elements:
     cdef int64_t value                 # the next one of a range
     cdef int64_t step
     cdef uint64_t left                 # elements whose result is not committed
+    cdef bint foreign                  # this process is a fork that a task made
     cdef int doing                     # for whoever asks after an exception
     cdef object element
 
@@ -253,6 +254,8 @@ cdef class Elements:
     cdef inline int commit(self, result) except -1:
         """The current element's result."""
         self.doing = ENCODING
+        if self.foreign:
+            raise SystemExit(0)  # the task has returned in a fork of its own: see run_elements
         put(self.out, result)
         self.left -= 1
         return 0
@@ -354,6 +357,10 @@ cdef class Loop:
             else:
                 self.rest(found == FP_CLAIM_STARVED)
         self.leave()
+
+    def disown(self) -> None:
+        """In a fork of the worker: it must not act as the worker."""
+        self.elements.foreign = True
 
     cdef bint gate_is_ours(self):
         return fp_claim_number(load(self.segment.at.gate.claim)) == self.terms.number & NUMBER_MASK
@@ -556,6 +563,8 @@ cdef class Loop:
                     result = self.call(elements.element)
                 elements.commit(result)
         except BaseException as error:
+            if elements.foreign:
+                self.host.end_fork(error)
             self.report(error, phrases[elements.doing], self.out.number, elements.element)
             return False
         finally:

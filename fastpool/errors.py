@@ -152,6 +152,8 @@ class RemoteError(FastpoolError):
         self.traceback = traceback
 
     def __str__(self) -> str:
-        of = f"task {self.task}" if self.phase == "task" else self.phase
+        of = (
+            self.phase if self.phase != "task" else "getting the function" if self.task is None else f"task {self.task}"
+        )
         given = f"\narguments: {self.arguments}" if self.arguments else ""
         return f"raised by {of} in worker {self.worker_id}{given}\n\n{self.traceback}"

@@ -94,9 +94,9 @@ def make_map_job(
         iterable=iterable_of_args,
         length=length,
         limit=iterable_len,
-        chunk_size=chunk_size,
+        chunk_size=None if chunk_size is None else min(chunk_size, MOST_UNITS),
         max_tasks_active=max_tasks_active,
-        worker_lifespan=worker_lifespan,
+        worker_lifespan=None if worker_lifespan is None else min(worker_lifespan, MOST_UNITS),
     )
 
 

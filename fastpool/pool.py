@@ -75,7 +75,7 @@ class WorkerPool:
         )
         self._supervisor = Supervisor(options)
         self._busy = threading.Lock()
-        self._finalizer = weakref.finalize(self, self._supervisor.terminate)
+        self._finalizer = weakref.finalize(self, _finalize, self._supervisor, self._busy)
 
     def map(
         self,
@@ -199,3 +199,11 @@ class WorkerPool:
         self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None
     ) -> None:
         self.terminate()
+
+
+def _finalize(supervisor: Supervisor, busy: threading.Lock) -> None:
+    """The pool was collected, or the interpreter ends, perhaps while a thread is in the middle of a map."""
+    if busy.acquire(blocking=False):
+        supervisor.terminate()
+    else:
+        supervisor.kill()

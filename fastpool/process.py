@@ -12,7 +12,7 @@ import os
 import signal
 import traceback
 from collections.abc import Callable
-from multiprocessing import connection, util
+from multiprocessing import connection, process, util
 from multiprocessing.context import ForkProcess
 
 from fastpool._native import Segment
@@ -25,19 +25,19 @@ class Popen:
 
     method = "fork"
 
-    def __init__(self, process: WorkerProcess) -> None:
-        self.segment = process.segment
-        self.worker_id = process.worker_id
+    def __init__(self, worker: WorkerProcess) -> None:
+        self.segment = worker.segment
+        self.worker_id = worker.worker_id
         self.returncode: int | None = None
         self.status_lost = False
         self._detached_fd = -1
         util._flush_std_streams()  # type: ignore[attr-defined]
         self.pid = self.segment.fork_worker(self.worker_id)
         if self.pid == 0:
-            self._be_worker(process)
+            self._be_worker(worker)
         self.sentinel = self.segment.handle(self.worker_id)
 
-    def _be_worker(self, process: WorkerProcess) -> None:
+    def _be_worker(self, worker: WorkerProcess) -> None:
         """In the child: never returns."""
         code = 1
         try:
@@ -45,7 +45,7 @@ class Popen:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; Ctrl-C reaches the whole group
             signal.set_wakeup_fd(-1)  # the parent's event loop is not ours
             self.segment.enter_worker()
-            code = process._bootstrap(parent_sentinel=self.segment.owner_fd)  # type: ignore[attr-defined]
+            code = worker._bootstrap(parent_sentinel=self.segment.owner_fd)  # type: ignore[attr-defined]
         except BaseException:
             traceback.print_exc()
         finally:
@@ -101,6 +101,17 @@ class Popen:
 
     def close(self) -> None:
         """Nothing is held beyond what reaping gives back."""
+
+
+def _forget_workers() -> None:
+    """In a fork of the owner: the workers are not its children, to be terminated at its exit."""
+    children = process._children  # type: ignore[attr-defined]
+    for child in list(children):
+        if isinstance(child, WorkerProcess):
+            children.discard(child)
+
+
+os.register_at_fork(after_in_child=_forget_workers)
 
 
 class WorkerProcess(ForkProcess):

@@ -96,8 +96,6 @@ class Supervisor:
             try:
                 blob = functions.dumps(new)
             except Exception as error:
-                if self._functions == new and self._blob is None:
-                    return  # the same objects, which the workers got by inheritance
                 logger.info("workers are restarted: the function cannot be pickled for them (%s)", error)
             else:
                 if blob == self._blob:
@@ -265,6 +263,12 @@ class Supervisor:
         except BaseException:
             self.terminate()
             raise
+
+    def kill(self) -> None:
+        """Kill all workers, nothing else: for the end of the process, while another thread still runs a map."""
+        if self._segment is not None and os.getpid() == self.owner_pid:
+            for worker_id in range(self._segment.lanes):
+                self._segment.kill(worker_id, signal.SIGKILL)
 
     def terminate(self) -> None:
         """Kill all workers, wait for them, give shared memory back. Safe to call in any state, and twice."""

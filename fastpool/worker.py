@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import reprlib
 import sys
@@ -45,7 +46,7 @@ class Host:
                 return None
             try:
                 self.functions = functions.loads(blob)
-            except functions.StaleFunctionError:
+            except Exception:  # an older definition, or none: this process was forked before
                 return None
             self.version = version
         return self.functions.task, self.leading
@@ -72,6 +73,12 @@ class Host:
             except (AttributeError, ValueError, OSError):  # no stream, closed by a task, or nobody reads it
                 continue
 
+    def end_fork(self, error: BaseException) -> None:
+        """End a fork that a task made and that has left the task: it is not the worker."""
+        self.flush()
+        code = error.code if isinstance(error, SystemExit) else 1
+        os._exit(code if isinstance(code, int) else int(code is not None))
+
     def describe(self, error: BaseException, what: str, task: int | None, element: Any) -> bytes:
         """The pickled description of an exception: see :func:`fastpool.remote.revive`."""
         text = "".join(traceback.format_exception(type(error), error, own_part(error)))
@@ -81,7 +88,7 @@ class Host:
             error = SerializationError(what, task, self.worker_id, detail)
             error.__cause__ = cause
         phase = what if what in ("worker_init", "worker_exit") else "task"
-        arguments = "" if what == "argument" or phase != "task" or task is None else _shorten.repr(element)
+        arguments = "" if what == "argument" or phase != "task" or task is None else shorten(element)
         summary = f"{type(error).__qualname__}: {shorten_str(error)}"
         return pickle.dumps((dump_exception(error), summary, phase, arguments, text), 5)
 
@@ -89,8 +96,15 @@ class Host:
 def shorten_str(error: BaseException) -> str:
     try:
         return str(error)[:500]
-    except Exception as broken:
+    except BaseException as broken:
         return f"<its __str__ raised {type(broken).__qualname__}>"
+
+
+def shorten(value: Any) -> str:
+    try:
+        return _shorten.repr(value)
+    except BaseException as broken:
+        return f"<its __repr__ raised {type(broken).__qualname__}>"
 
 
 def own_part(error: BaseException) -> Any:
@@ -112,7 +126,7 @@ def dump_exception(error: BaseException) -> bytes | None:
             blob = pickle.dumps(form, 5)
             if type(pickle.loads(blob)) is type(error):
                 return blob
-        except Exception:  # the next form, or None, says so
+        except BaseException:  # a reducer may raise anything: the next form, or None, says so
             continue
     return None
 
@@ -137,4 +151,6 @@ def rebuild(kind: type[BaseException], args: tuple[Any, ...], attributes: dict[s
 
 def run(segment: Segment, host: Host) -> None:
     """The main function of a worker process."""
-    Loop(segment, host.worker_id, host).run()
+    loop = Loop(segment, host.worker_id, host)
+    os.register_at_fork(after_in_child=loop.disown)
+    loop.run()

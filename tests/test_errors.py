@@ -256,6 +256,61 @@ def test_a_redefined_function_is_not_run_in_its_old_form() -> None:
     pool.terminate()
 
 
+def test_a_function_that_kept_workers_have_never_seen() -> None:
+    with WorkerPool(n_jobs=2, keep_alive=True) as pool:
+        pool.map(getpid, range(4))
+        namespace: dict[str, Any] = {"__name__": __name__}
+        exec("def born_later(x):\n    return -x", namespace)
+        globals()["born_later"] = namespace["born_later"]
+        assert pool.map(namespace["born_later"], range(5)) == [0, -1, -2, -3, -4]
+
+
+class AlwaysEqual:
+    """Cannot be pickled, and equals everything."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.lock = threading.Lock()
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __call__(self, x: int) -> int:
+        return self.n
+
+
+def test_state_of_a_callable_that_cannot_be_pickled() -> None:
+    with WorkerPool(n_jobs=2, keep_alive=True) as pool:
+        assert pool.map(AlwaysEqual(1), range(3)) == [1, 1, 1]
+        function = AlwaysEqual(2)
+        assert pool.map(function, range(3)) == [2, 2, 2]
+        function.n = 3
+        assert pool.map(function, range(3)) == [3, 3, 3]
+
+
+class HostileRepr:
+    def __repr__(self) -> str:
+        raise SystemExit(4)
+
+
+def divide(_: Any) -> float:
+    return 1 / 0
+
+
+def test_an_argument_whose_repr_raises_anything() -> None:
+    with WorkerPool(n_jobs=1) as pool, pytest.raises(ZeroDivisionError) as caught:
+        pool.map(divide, [HostileRepr()])
+    assert "__repr__ raised SystemExit" in str(caught.value.__cause__)
+
+
+def test_huge_numbers_are_as_good_as_no_limit() -> None:
+    with WorkerPool(n_jobs=2) as pool:
+        assert pool.map(abs, range(5), chunk_size=2**70, worker_lifespan=2**70) == list(range(5))
+        assert pool.map(abs, range(5), chunk_size=1e300, max_tasks_active=2**70) == list(range(5))
+
+
 class Callable_:
     def __init__(self) -> None:
         self.k = 0

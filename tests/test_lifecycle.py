@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -332,3 +334,73 @@ def test_what_tasks_print_is_seen_when_the_map_returns(capfd: pytest.CaptureFixt
         with WorkerPool(n_jobs=1, keep_alive=keep_alive) as pool:  # unbuffered prints of two would mix
             pool.map(shout, range(5))
             assert sorted(capfd.readouterr().out.split("\n"))[1:] == [f"task {i}" for i in range(5)]
+
+
+def test_a_fork_of_the_owner_that_exits_leaves_the_workers_alone() -> None:
+    with WorkerPool(n_jobs=2, keep_alive=True) as pool:
+        pids = set(pool.map(slow_pid, range(10)))
+        child = os.fork()
+        if child == 0:
+            multiprocessing.util._exit_function()  # type: ignore[attr-defined]
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert set(pool.map(slow_pid, range(10))) == pids
+
+
+def fork_and_return(x: int) -> int:
+    child = os.fork()
+    if child == 0:
+        return -1  # must end this process, and not become a result
+    assert os.waitpid(child, 0)[1] == 0
+    return x
+
+
+def fork_and_exit(x: int) -> int:
+    child = os.fork()
+    if child == 0:
+        raise SystemExit(3)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+    return x
+
+
+@pytest.mark.parametrize("task", [fork_and_return, fork_and_exit])
+def test_a_fork_that_leaves_its_task_is_not_the_worker(task: Any) -> None:
+    with WorkerPool(n_jobs=2) as pool:
+        assert pool.map(task, range(20)) == list(range(20))
+
+
+def test_interpreter_exit_while_a_daemon_thread_maps() -> None:
+    script = """
+import threading, time
+from fastpool import WorkerPool
+def task(x):
+    return x
+pool = WorkerPool(2)
+threading.Thread(target=lambda: pool.map(task, range(10**9)), daemon=True).start()
+time.sleep(0.3)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert "DamagedMemory" not in done.stderr
+    assert "AssertionError" not in done.stderr
+
+
+def test_ctrl_c_while_workers_are_forked_is_not_lost() -> None:
+    script = """
+import os, signal, threading, time
+from fastpool import WorkerPool
+def interrupt():
+    time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGINT)
+for _ in range(20):
+    threading.Thread(target=interrupt).start()
+    try:
+        while True:
+            WorkerPool(3).map(abs, range(50))
+    except KeyboardInterrupt:
+        continue
+print("all came")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    assert done.stdout == "all came\n"
+    assert done.stderr == ""
