@@ -387,18 +387,15 @@ time.sleep(0.3)
 
 def test_ctrl_c_while_workers_are_forked_is_not_lost() -> None:
     script = """
-import os, signal, threading, time
+import os, subprocess
 from fastpool import WorkerPool
-def interrupt():
-    time.sleep(0.05)
-    os.kill(os.getpid(), signal.SIGINT)
 for _ in range(20):
-    threading.Thread(target=interrupt).start()
+    sender = subprocess.Popen(["sh", "-c", f"sleep 0.05; kill -INT {os.getpid()}"])
     try:
         while True:
             WorkerPool(3).map(abs, range(50))
     except KeyboardInterrupt:
-        continue
+        sender.wait()
 print("all came")
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
