@@ -393,7 +393,8 @@ for _ in range(20):
     sender = subprocess.Popen(["sh", "-c", f"sleep 0.05; kill -INT {os.getpid()}"])
     try:
         while True:
-            WorkerPool(3).map(abs, range(50))
+            with WorkerPool(3) as pool:
+                pool.map(abs, range(50))
     except KeyboardInterrupt:
         sender.wait()
 print("all came")
