@@ -75,7 +75,8 @@ class WorkerPool:
         )
         self._supervisor = Supervisor(options)
         self._busy = threading.Lock()
-        self._finalizer = weakref.finalize(self, _finalize, self._supervisor, self._busy)
+        # Only while there is something to clean up: Python drops exceptions in finalizers, a KeyboardInterrupt too.
+        self._finalizer: weakref.finalize[..., WorkerPool] | None = None
 
     def map(
         self,
@@ -150,6 +151,8 @@ class WorkerPool:
             worker_exit,
         )
         with self._exclusively():
+            if self._finalizer is None:
+                self._finalizer = weakref.finalize(self, _finalize, self._supervisor, self._busy)
             return self._supervisor.run(job)
 
     @contextlib.contextmanager
@@ -191,6 +194,9 @@ class WorkerPool:
         """Stop all workers now, without their exit functions. The pool can be used again."""
         with self._exclusively():
             self._supervisor.terminate()
+            if self._finalizer is not None:
+                self._finalizer.detach()
+                self._finalizer = None
 
     def __enter__(self) -> WorkerPool:
         return self

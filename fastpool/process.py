@@ -70,6 +70,8 @@ class Popen:
 
     def poll(self) -> int | None:
         """Exit code, once the supervisor has seen the end."""
+        if self.returncode is None and self._detached_fd < 0 and self.segment.pid(self.worker_id) != self.pid:
+            self.returncode = EXIT_UNKNOWN  # an interrupt came during its start, and it was reaped by its pid
         return self.returncode
 
     def _reaped(self, returncode: int) -> None:
@@ -85,12 +87,12 @@ class Popen:
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Until the process ends, or `timeout` seconds."""
-        if self.returncode is None:
+        if self.poll() is None:
             connection.wait([self.sentinel], timeout)
         return self.returncode
 
     def _send(self, signum: int) -> None:
-        if self.returncode is None:
+        if self.poll() is None:
             os.kill(self.pid, signum)
 
     def terminate(self) -> None:
@@ -129,6 +131,8 @@ class WorkerProcess(ForkProcess):
 
     def __init__(self, segment: Segment, worker_id: int, main: Callable[[], None], daemon: bool) -> None:
         super().__init__(name=f"Worker-{worker_id}", daemon=daemon)
+        # A set of weak references: their callbacks would drop a KeyboardInterrupt that comes while one runs.
+        process._dangling.discard(self)  # type: ignore[attr-defined]
         self.segment = segment
         self.worker_id = worker_id
         self._main = main
