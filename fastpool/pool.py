@@ -74,7 +74,7 @@ class WorkerPool:
             memory_limit,
         )
         self._supervisor = Supervisor(options)
-        self._busy = threading.Lock()
+        self._thread = threading.RLock()  # held by the thread that uses the pool
         # Only while there is something to clean up: Python drops exceptions in finalizers, a KeyboardInterrupt too.
         self._finalizer: weakref.finalize[..., WorkerPool] | None = None
 
@@ -152,17 +152,23 @@ class WorkerPool:
         )
         with self._exclusively():
             if self._finalizer is None:
-                self._finalizer = weakref.finalize(self, _finalize, self._supervisor, self._busy)
+                self._finalizer = weakref.finalize(self, _finalize, self._supervisor)
             return self._supervisor.run(job)
 
     @contextlib.contextmanager
     def _exclusively(self) -> Iterator[None]:
-        if not self._busy.acquire(blocking=False):
-            raise RuntimeError("this pool is busy: another map of it is running")
+        """Refuse to go on while a map runs, in another thread or (from its input) in this one.
+
+        A KeyboardInterrupt may come before the release: then this thread, and only it, can still use the pool.
+        """
+        mine = self._thread.acquire(blocking=False)
         try:
+            if not mine or self._supervisor.running:
+                raise RuntimeError("this pool is busy: another map of it is running")
             yield
         finally:
-            self._busy.release()
+            if mine:
+                self._thread.release()
 
     def get_exit_results(self) -> list[Any]:
         """What `worker_exit` returned in each worker that ran a task and has ended since the workers were last started.
@@ -207,9 +213,9 @@ class WorkerPool:
         self.terminate()
 
 
-def _finalize(supervisor: Supervisor, busy: threading.Lock) -> None:
+def _finalize(supervisor: Supervisor) -> None:
     """The pool was collected, or the interpreter ends, perhaps while a thread is in the middle of a map."""
-    if busy.acquire(blocking=False):
-        supervisor.terminate()
-    else:
+    if supervisor.running:
         supervisor.kill()
+    else:
+        supervisor.terminate()

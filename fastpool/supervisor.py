@@ -52,6 +52,7 @@ class Supervisor:
         self.options = options
         self.owner_pid = os.getpid()
         self.exit_results: list[Any] = []
+        self.running = False  # a map is
         self._segment: Segment | None = None
         self._collector: Collector | None = None
         self._workers: dict[int, WorkerProcess] = {}
@@ -66,6 +67,7 @@ class Supervisor:
     def run(self, job: MapJob) -> list[Any]:
         """Run a map to its end. On any error all workers are stopped, and the error is raised."""
         try:
+            self.running = True
             self._prepare(job)
             results = _Run(self, job).results()
             if not self.options.keep_alive:
@@ -74,6 +76,8 @@ class Supervisor:
         except BaseException:
             self.terminate()
             raise
+        finally:
+            self.running = False
 
     def _prepare(self, job: MapJob) -> None:
         self._check_owner()
