@@ -389,7 +389,7 @@ def test_ctrl_c_while_workers_are_forked_is_not_lost() -> None:
     script = """
 import os, subprocess
 from fastpool import WorkerPool
-for _ in range(20):
+for _ in range(ROUNDS):
     sender = subprocess.Popen(["sh", "-c", f"sleep 0.05; kill -INT {os.getpid()}"])
     try:
         while True:
@@ -399,6 +399,7 @@ for _ in range(20):
         sender.wait()
 print("all came")
 """
+    script = script.replace("ROUNDS", "500" if os.environ.get("FASTPOOL_LONG") == "1" else "5")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
     assert done.stdout == "all came\n"
     assert done.stderr == ""
