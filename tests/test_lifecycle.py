@@ -319,9 +319,9 @@ def use_in_fork(pool: WorkerPool) -> str:
 
 def test_a_pool_belongs_to_the_process_that_made_it() -> None:
     with WorkerPool(n_jobs=2, keep_alive=True) as pool:
-        pids = pool.map(pid, range(10))
+        pids = set(pool.map(slow_pid, range(20)))  # long enough that both workers take part
         assert f"belongs to process {os.getpid()}" in use_in_fork(pool)
-        assert set(pool.map(pid, range(10))) <= set(pids) | set(pool.map(pid, range(10)))
+        assert set(pool.map(slow_pid, range(20))) == pids
 
 
 def shout(x: int) -> int:
