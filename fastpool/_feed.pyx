@@ -303,12 +303,3 @@ cdef class Feed:
         while self.oldest < self.published and self.left[self.oldest % FP_FEED_SLOTS] == 0:
             self.oldest += 1
         return 0
-
-    def release(self) -> None:
-        """Free what is still outstanding. Only when no worker reads it any more."""
-        while self.oldest < self.published:
-            slot = self.oldest % FP_FEED_SLOTS
-            if self.blocks[slot] is not None:
-                self._free(self.blocks[slot])
-                self.blocks[slot] = None
-            self.oldest += 1

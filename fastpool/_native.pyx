@@ -386,13 +386,8 @@ cdef class Segment:
         slot = fp_feed_of(self.at, first)
         return slot.first, slot.count, holds == FP_CLAIM_HELD
 
-    def counters(self, int worker) -> tuple[int, int]:
-        """Tasks a worker has done since it started, and the nanoseconds they took."""
-        cdef fp_line *line = fp_line_of(self.at, worker)
-        return peek(line.tasks), peek(line.tasks_ns)
-
     def totals(self) -> tuple[int, int]:
-        """:meth:`counters`, summed over all lines."""
+        """Tasks that the workers have done since they started, and the nanoseconds those took, over all lines."""
         cdef uint64_t tasks = 0, took = 0
         cdef int worker
         for worker in range(self.lanes):
@@ -523,11 +518,6 @@ cdef class Segment:
     def trim_heap(self, int owner) -> None:
         """Give pages of free blocks back, beyond what is kept warm. Only its owner calls this."""
         fp_heap_trim(self.at, owner, FP_WARM_BYTES)
-
-    @property
-    def reserved(self) -> int:
-        """Bytes of address space of the segment."""
-        return self.arena.bytes
 
     # ------------------------------------------------------------ bells
 

@@ -276,6 +276,7 @@ class Supervisor:
 
     def terminate(self) -> None:
         """Kill all workers, wait for them, give shared memory back. Safe to call in any state, and twice."""
+        self.kill()
         segment, self._segment = self._segment, None
         if segment is None or os.getpid() != self.owner_pid:
             return
@@ -286,8 +287,6 @@ class Supervisor:
         self._workers = {}
         self._leaving = []
         self._functions = self._blob = None
-        for worker_id in range(segment.lanes):
-            segment.kill(worker_id, signal.SIGKILL)
         for process in processes:
             process.reap(block=True)
         for worker_id in range(segment.lanes):
