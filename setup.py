@@ -48,6 +48,7 @@ extensions = [
     extension("_native", sorted(glob("csrc/*.c"))),  # the only one that links csrc
     extension("_codec", []),
     extension("_feed", []),
+    extension("_lane", []),
     extension("_worker", []),
     extension("_collect", []),
 ]

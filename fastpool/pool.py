@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any
 
+from fastpool import mapping
 from fastpool.job import make_map_job
 from fastpool.options import make_options
 from fastpool.supervisor import Supervisor
@@ -153,7 +154,7 @@ class WorkerPool:
         with self._exclusively():
             if self._finalizer is None:
                 self._finalizer = weakref.finalize(self, _finalize, self._supervisor)
-            return self._supervisor.run(job)
+            return mapping.run(self._supervisor, job)
 
     @contextlib.contextmanager
     def _exclusively(self) -> Iterator[None]:

@@ -1,42 +1,29 @@
-"""The life of a pool's workers, and the loop in which the caller's thread runs a map."""
+"""The life of a pool's workers: started, watched, stopped, buried."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import time
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 from fastpool import functions, remote, worker
 from fastpool._collect import Collector
-from fastpool._feed import Feed
 from fastpool._native import Segment
 from fastpool.errors import WorkerDiedError
 from fastpool.functions import Functions
-from fastpool.job import MapJob
 from fastpool.machine import cpu_count
 from fastpool.options import PoolOptions
 from fastpool.process import WorkerProcess
-from fastpool.schedule import AHEAD, CHUNK_NS, Schedule, collect_grain
 
 logger = logging.getLogger("fastpool")
 
 RING_BYTES = 1 << 20  # of each worker's results: some milliseconds of small ones, so that the parent may come late
 LOOK_SECONDS = 0.02
-UNIT_TASK, UNIT_CHUNK = 1, 2
-JOB_LAST = 1
-PATIENCE_NS = 5_000_000  # a chunk is not held back longer for elements that come slowly
-CHUNK_BYTES = 4 << 20  # nor made larger than this
-NO_LIMIT = 2**63
-FEW_TASKS = 16  # for each worker: so few may be too little work for a second worker
-MOMENT_NS = 200_000  # less than starting a worker takes
-
-
-def chunk_bytes(options: PoolOptions) -> int:
-    """Most bytes of a chunk whose size the user left to us: several for every worker fit into the memory limit."""
-    return max(1, min(CHUNK_BYTES, options.memory_limit // (4 * options.n_jobs + 4)))
 
 
 class Supervisor:
@@ -64,22 +51,22 @@ class Supervisor:
 
     # ---------------------------------------------------------------- the map
 
-    def run(self, job: MapJob) -> list[Any]:
-        """Run a map to its end. On any error all workers are stopped, and the error is raised."""
+    @contextlib.contextmanager
+    def map_call(self, new: Functions) -> Iterator[None]:
+        """Around a map with these functions. On any error all workers are stopped, and the error is raised."""
         try:
             self.running = True
-            self._prepare(job)
-            results = _Run(self, job).results()
+            self._prepare(new)
+            yield
             if not self.options.keep_alive:
                 self._see_out()
-            return results
         except BaseException:
             self.terminate()
             raise
         finally:
             self.running = False
 
-    def _prepare(self, job: MapJob) -> None:
+    def _prepare(self, new: Functions) -> None:
         self._check_owner()
         if self._segment is None:
             n_jobs = self.options.n_jobs
@@ -89,7 +76,7 @@ class Supervisor:
         self.bury(self._ended_meanwhile())
         if not self._workers:
             self.exit_results = []
-        self._learn(job.functions)
+        self._learn(new)
 
     def _learn(self, new: Functions) -> None:
         """Give the job's functions a version: the one that living workers know, if they are the same."""
@@ -297,146 +284,3 @@ class Supervisor:
                     logger.debug("worker %d was reaped by somebody else", worker_id)
                 segment.reaped(worker_id)
         segment.close()
-
-
-class _Run:
-    """One map call: publishing, feeding, collecting, to the list of results."""
-
-    def __init__(self, supervisor: Supervisor, job: MapJob) -> None:
-        self.supervisor = supervisor
-        self.segment = supervisor.segment
-        self.collector = supervisor.collector
-        self.job = job
-        self.n_jobs = supervisor.options.n_jobs
-        self.range = job.as_range
-        self.feed: Feed | None = None
-        self.workers = self.n_jobs if job.length is None else min(self.n_jobs, job.length)
-        self.schedule = Schedule(job, self.n_jobs)
-        self.chunk_bytes = NO_LIMIT if job.chunk_size is not None else chunk_bytes(supervisor.options)
-        self.before = self.segment.totals()
-
-    def results(self) -> list[Any]:
-        size = self._publish()
-        self.segment.wake(self.n_jobs)
-        if not self.supervisor.living and self.job.length is not None and self.job.length <= FEW_TASKS * self.n_jobs:
-            self._try_one_worker(self.job.length)
-        while True:
-            all_gathered = self.supervisor.gather()
-            if self.feed is not None:
-                self._feed()
-            elif self.job.max_tasks_active is not None:
-                self._open_window(size)
-            if self._is_done():
-                break
-            self.supervisor.start_workers(self.workers, self._has_unclaimed)
-            if all_gathered:
-                self.supervisor.sleep(self._grain())
-        if self.feed is not None:
-            size = self.feed.tasks
-        return self.collector.finish(size)
-
-    def _try_one_worker(self, tasks: int) -> None:
-        """A few tiny tasks are done by one worker before a second could be forked: give it a moment to show that."""
-        every, self.workers = self.workers, min(1, self.workers)
-        if self.feed is not None:
-            self._feed()
-        self.segment.call_when_claimed(1)
-        self.supervisor.start_workers(self.workers, self._has_unclaimed)
-        if self.supervisor.living:
-            self.supervisor.sleep(tasks)  # until it claims, which is when it has come up
-            self.supervisor.gather()
-            self.supervisor.sleep(tasks, time.monotonic_ns() + MOMENT_NS)
-        self.workers = every
-
-    def _publish(self) -> int:
-        """Make the job known; returns the number of places in the list of results."""
-        job, options = self.job, self.supervisor.options
-        size = len(self.range) if self.range is not None else 0
-        whole = int(job.chunk_size) if job.chunk_size is not None else 0
-        if self.range is None:
-            self.feed = Feed(self.segment, job.iterable, job.limit)
-            exact = type(job.iterable) in (list, tuple, range)
-            size = job.length if exact and job.length is not None else 0
-        number = self.segment.publish(
-            unit=UNIT_TASK if self.range is not None else UNIT_CHUNK,
-            flags=0 if options.keep_alive else JOB_LAST,
-            range_start=self.range.start if self.range is not None else 0,
-            range_step=self.range.step if self.range is not None else 0,
-            chunk_fixed=whole if self.range is not None else 0,
-            chunk_ns=CHUNK_NS,
-            n_workers=self.n_jobs,
-            spec=self.supervisor.version,
-            lifespan=job.worker_lifespan or 0,
-            spec_blob=self.supervisor.blob,
-            avail=0 if self.range is None else min(size, job.max_tasks_active or size),
-            total=None if self.range is None else size,
-        )
-        self.collector.begin(number, size, self.feed)
-        return size
-
-    def _has_unclaimed(self) -> bool:
-        if self.feed is not None:
-            return not self.feed.exhausted or self.segment.claimed() < self.feed.published
-        assert self.range is not None
-        return self.segment.claimed() < len(self.range)
-
-    def _is_done(self) -> bool:
-        if self.feed is None:
-            assert self.range is not None
-            return self.collector.collected == len(self.range)
-        feed = self.feed
-        return feed.exhausted and not feed.has_pending and self.collector.collected == feed.tasks
-
-    def _grain(self) -> int:
-        left = None if self.job.length is None else self.job.length - self.collector.collected
-        return collect_grain(left, self.n_jobs, self.job.max_tasks_active)
-
-    def _open_window(self, size: int) -> None:
-        assert self.job.max_tasks_active is not None
-        self.segment.raise_avail(min(size, self.collector.collected + self.job.max_tasks_active))
-        self.segment.wake(self.n_jobs)
-
-    def _task_ns(self) -> float | None:
-        tasks, took = self.segment.totals()
-        tasks, took = tasks - self.before[0], took - self.before[1]
-        return took / tasks if tasks > 0 else None
-
-    def _feed(self) -> None:
-        """Encode and publish chunks until the window is full or the input ends."""
-        feed, schedule = self.feed, self.schedule
-        assert feed is not None
-        if feed.exhausted and not feed.has_pending:
-            return
-        task_ns = self._task_ns()
-        while not feed.exhausted or feed.has_pending:
-            if not feed.has_pending:
-                unclaimed = feed.published - self.segment.claimed()
-                most = schedule.may_feed(feed.tasks, self.collector.collected, unclaimed)
-                size = min(most, schedule.next_size(feed.tasks, task_ns))
-                if size == 0 or feed.encode(size, PATIENCE_NS, self.chunk_bytes) == 0:
-                    break
-            if not self._publish_chunk(feed):
-                break
-        if feed.exhausted and not feed.has_pending:
-            self.segment.finish_input(feed.published)
-            self.segment.wake(self.n_jobs)
-        else:
-            self.segment.call_when_claimed(max(0, feed.published - AHEAD * self.n_jobs // 2))
-
-    def _publish_chunk(self, feed: Feed) -> bool:
-        self.collector.expect(feed.tasks)
-        if not feed.can_publish:
-            return False
-        if not feed.publish():
-            if feed.outstanding == 0:
-                raise MemoryError(
-                    "fastpool: a chunk of the input needs more shared memory than the pool's memory_limit "
-                    f"({self.supervisor.options.memory_limit} bytes) allows; use a smaller chunk_size or elements"
-                )
-            return False
-        self.schedule.chunks += 1
-        if self.supervisor.living < self.workers:  # before the input may make us wait for its next element
-            self.supervisor.start_workers(self.supervisor.living + 1, self._has_unclaimed)
-        else:
-            self.segment.wake(1)
-        return True
