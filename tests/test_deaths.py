@@ -180,6 +180,8 @@ SCRIPT = """
 import os, re, signal, sys, threading, time
 from fastpool import WorkerPool
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+
 def report(x=0):
     os.write(1, b"worker %d\\n" % os.getpid())  # one write: prints of two workers may mix
     time.sleep(0.05)

@@ -387,8 +387,9 @@ time.sleep(0.3)
 
 def test_ctrl_c_while_workers_are_forked_is_not_lost() -> None:
     script = """
-import os, subprocess
+import os, signal, subprocess
 from fastpool import WorkerPool
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 for _ in range(ROUNDS):
     sender = subprocess.Popen(["sh", "-c", f"sleep 0.05; kill -INT {os.getpid()}"])
     try:
