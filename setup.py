@@ -9,6 +9,7 @@ Switches (environment variables, "1" turns one on):
 import os
 from glob import glob
 
+import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
@@ -19,7 +20,11 @@ def switched(name: str) -> bool:
 
 compile_args = ["-std=c11", "-Wall", "-Wno-unused-function", "-Wno-sign-compare"]
 link_args: list[str] = []
-macros: list[tuple[str, str | None]] = [("_GNU_SOURCE", None)]
+macros: list[tuple[str, str | None]] = [
+    ("_GNU_SOURCE", None),
+    ("NPY_NO_DEPRECATED_API", "NPY_1_22_API_VERSION"),
+    ("NPY_TARGET_VERSION", "NPY_1_22_API_VERSION"),  # PyDataMem_SetHandler
+]
 if switched("DEBUG"):
     compile_args += ["-O0", "-g", "-UNDEBUG"]
 else:
@@ -36,7 +41,7 @@ def extension(name: str, sources: list[str]) -> Extension:
     return Extension(
         f"fastpool.{name}",
         [f"fastpool/{name}.pyx", *sources],
-        include_dirs=["csrc"],
+        include_dirs=["csrc", numpy.get_include()],
         depends=glob("csrc/*.h") + glob("fastpool/*.pxd"),
         define_macros=macros,
         extra_compile_args=compile_args,
@@ -46,7 +51,10 @@ def extension(name: str, sources: list[str]) -> Extension:
 
 extensions = [
     extension("_native", sorted(glob("csrc/*.c"))),  # the only one that links csrc
+    extension("_packed", []),
     extension("_codec", []),
+    extension("_nursery", []),
+    extension("_plan", []),
     extension("_feed", []),
     extension("_lane", []),
     extension("_worker", []),

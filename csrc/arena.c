@@ -52,6 +52,8 @@ static int reserve(fp_arena *arena, uint64_t bytes) {
   return 0;
 }
 
+static const uint64_t probe_word = FP_MAGIC;
+
 static void init_segment(fp_arena *arena, const layout *at, uint32_t lanes, uint64_t ring_bytes, uint64_t cap,
                          uint64_t heap_bytes) {
   fp_segment *segment = arena->segment;
@@ -65,6 +67,7 @@ static void init_segment(fp_arena *arena, const layout *at, uint32_t lanes, uint
   segment->heaps_at = at->heaps;
   segment->feed_at = at->feed;
   segment->rings_at = at->rings;
+  segment->probe = (uint64_t)(uintptr_t)&probe_word;
   atomic_store_explicit(&segment->gate.claim, FP_INDEX_CLOSED, memory_order_relaxed);
   for (uint32_t i = 0; i < lanes; i++)
     atomic_store_explicit(&fp_lane_of(segment, i)->wake_at, FP_NEVER, memory_order_relaxed);
@@ -107,6 +110,18 @@ int fp_arena_attach(fp_arena *arena, int fd, uint64_t bytes) {
   }
   *arena = (fp_arena){.segment = segment, .bytes = bytes, .fd = fd};
   return 0;
+}
+
+int fp_arena_shed(fp_arena *arena, const uint64_t *held, uint64_t n) {
+  fp_segment *segment = arena->segment;
+  if (arena->fd >= 0) fp_memory_close(arena->fd);
+  arena->fd = -1;
+  for (uint32_t owner = 0; owner <= segment->lanes; owner++) {
+    int error = fp_heap_sweep(segment, owner, held, n);
+    if (error < 0) return error;
+    fp_heap_trim(segment, owner, 0);
+  }
+  return fp_memory_give_back(fp_at(segment, segment->rings_at), segment->lanes * segment->ring_bytes);
 }
 
 void fp_arena_destroy(fp_arena *arena) {

@@ -46,6 +46,7 @@ void fp_line_reset(fp_line *line) {
   atomic_store_explicit(&line->init_ns, 0, memory_order_relaxed);
   atomic_store_explicit(&line->waiting_ns, 0, memory_order_relaxed);
   atomic_store_explicit(&line->exit_ns, 0, memory_order_relaxed);
+  atomic_store_explicit(&line->reads_owner, FP_READS_UNKNOWN, memory_order_relaxed);
   atomic_store_explicit(&line->generation, generation + 1, memory_order_relaxed);
   atomic_store_explicit(&line->state, FP_STARTING, memory_order_release);
 }

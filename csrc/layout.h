@@ -60,6 +60,7 @@ typedef struct {
   _Alignas(FP_LINE_BYTES) _Atomic uint64_t avail; /* units that may be claimed */
   _Atomic uint64_t total;                         /* units in all, or FP_TOTAL_UNKNOWN */
   _Atomic uint64_t hungry_at;                     /* ring when a claim passes it: feed more */
+  _Atomic uint64_t plan;                          /* offset of the fp_plan for array results; 0: none (yet) */
 } fp_job;
 
 #define FP_FEED_SLOTS 1024 /* chunks fed and not collected: at most this many */
@@ -91,6 +92,7 @@ typedef enum {
   FP_STATES = 7
 } fp_state;
 
+enum { FP_READS_UNKNOWN = 0, FP_READS_YES = 1, FP_READS_NO = 2 };
 enum { FP_CLAIM_NONE = 0, FP_CLAIM_INTENT = 1, FP_CLAIM_HELD = 2 };
 #define FP_COUNT_BITS 22
 #define FP_MAX_CHUNK  ((UINT64_C(1) << FP_COUNT_BITS) - 1)
@@ -111,6 +113,7 @@ typedef struct {                                  /* the worker, except where no
   _Atomic uint64_t init_ns;
   _Atomic uint64_t waiting_ns;
   _Atomic uint64_t exit_ns;
+  _Atomic uint32_t reads_owner; /* FP_READS_*: can it read the memory of its owner? before IDLE */
 } fp_line;
 
 /* ------------------------------------------------------------------ lane */
@@ -143,7 +146,9 @@ typedef enum {
   FP_KIND_BLOCK = 8,
   FP_KIND_FRAGMENT = 9,
   FP_KIND_ERROR = 10,
-  FP_KINDS = 11
+  FP_KIND_PACKED = 11,
+  FP_KIND_PLACED = 12,
+  FP_KINDS = 13
 } fp_kind;
 
 typedef enum { FP_PHASE_TASK = 0, FP_PHASE_INIT = 1, FP_PHASE_EXIT = 2, FP_PHASES = 3 } fp_phase;
@@ -187,6 +192,55 @@ typedef struct {  /* FRAGMENT item: then `bytes` of data, padded to 8 */
   uint16_t tag;
 } fp_fragment;
 
+/* PACKED item: fp_item, fp_summed (over all that follows), then fp_packed, its fp_buffers, `meta_bytes` of meta, and
+ * the data of the INLINE buffers one after another. Meta is an fp_array for FP_FORM_ARRAY, else a pickle. */
+enum { FP_FORM_ARRAY = 1, FP_FORM_PICKLE = 2 };
+typedef struct {
+  uint32_t form;
+  uint32_t n_buffers;
+  uint64_t meta_bytes;
+} fp_packed;
+
+typedef enum {
+  FP_INLINE = 0,
+  FP_IN_BLOCK = 1, /* a large block of the writer's heap; of a result: the reader's to free */
+  /* below: only from parent to worker */
+  FP_IN_SPACE = 2,   /* shared memory that the reader may use in place */
+  FP_FROM_SPACE = 3, /* shared memory that the reader copies */
+  FP_IN_OWNER = 4,   /* private memory of the owner's, which the reader copies */
+  FP_BORN_WITH = 5,  /* the same, and a worker forked during the job has it as its own */
+} fp_where;
+
+typedef struct {
+  uint64_t bytes;
+  uint64_t at;    /* offset in the segment or space, or the owner's address */
+  uint64_t space; /* IN_SPACE, FROM_SPACE: whose offset it is */
+  uint64_t where; /* fp_where */
+} fp_buffer;
+
+typedef struct { /* then int64 dims[ndim], int64 strides[ndim] if STRIDED, then the pickled dtype */
+  int32_t type;  /* numpy's type number, or -1: the dtype is pickled */
+  uint32_t dtype_bytes;
+  uint32_t ndim;
+  uint32_t flags; /* FP_ARRAY_* */
+} fp_array;
+enum { FP_ARRAY_FORTRAN = 1, FP_ARRAY_STRIDED = 2 };
+
+/* Where array results of a map belong: written by the parent before job.plan names it, then constant but for `spoiled`.
+ * Task i's result has rows starts[i] ... starts[i + 1] of one array. */
+typedef struct {
+  uint64_t space;     /* 0: this segment */
+  uint64_t at;        /* offset of the array's data */
+  uint64_t row_bytes; /* of one row */
+  uint64_t n_tasks;
+  _Atomic uint32_t
+      spoiled; /* workers: a place is in use by an object of the user's; the array is not to be handed out */
+  uint32_t row_ndim;
+  int32_t type; /* as in fp_array */
+  uint32_t
+      dtype_bytes; /* then int64 row_dims[row_ndim], uint64 starts[n_tasks + 1], then the pickled dtype */
+} fp_plan;
+
 /* ------------------------------------------------------------------ arena */
 
 enum { FP_BLOCK_FREE = 1, FP_BLOCK_USED = 2 };
@@ -218,6 +272,7 @@ typedef struct { /* constant after the segment is made, by the parent */
   uint64_t heaps_at;
   uint64_t feed_at;
   uint64_t rings_at;
+  uint64_t probe; /* address of a private word of the owner's that holds FP_MAGIC */
   _Alignas(FP_LINE_BYTES) fp_gate gate;
   fp_job job;
   fp_bell bell; /* the parent's */
@@ -247,6 +302,7 @@ static inline uint64_t fp_align(uint64_t bytes, uint64_t to) { return (bytes + t
 _Static_assert(sizeof(fp_record) == 32, "a record's header is half a cache line");
 _Static_assert(sizeof(fp_item) == 8 && sizeof(fp_block_item) == 32 && sizeof(fp_fragment) == 32,
                "item headers");
+_Static_assert(sizeof(fp_packed) == 16 && sizeof(fp_buffer) == 32 && sizeof(fp_array) == 16, "packed items");
 _Static_assert(sizeof(fp_block) == FP_LINE_BYTES, "block data is aligned to a cache line");
 _Static_assert(sizeof(fp_bell) == FP_LINE_BYTES && sizeof(fp_gate) == FP_LINE_BYTES, "one writer a line");
 _Static_assert(offsetof(fp_lane, tail) == FP_LINE_BYTES, "the parent's line of a lane is its own");

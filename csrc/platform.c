@@ -33,6 +33,7 @@
 #include <linux/membarrier.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #endif
 
 #ifndef MAP_NORESERVE
@@ -270,6 +271,25 @@ int fp_memory_give_back(void *address, uint64_t bytes) {
 uint64_t fp_page_bytes(void) {
   long bytes = sysconf(_SC_PAGESIZE);
   return bytes > 0 ? (uint64_t)bytes : 4096;
+}
+
+int fp_read_process(int pid, uint64_t address, void *to, uint64_t bytes) {
+#ifdef FP_LINUX
+  unsigned char *at = to;
+  if (!allowed(FP_REFUSE_READ)) return -EPERM;
+  while (bytes) { /* the kernel may stop anywhere */
+    struct iovec local = {at, bytes}, remote = {(void *)(uintptr_t)address, bytes};
+    ssize_t done = process_vm_readv(pid, &local, 1, &remote, 1, 0);
+    if (done <= 0) return done == 0 ? -EFAULT : -errno;
+    at += done;
+    address += (uint64_t)done;
+    bytes -= (uint64_t)done;
+  }
+  return 0;
+#else
+  (void)pid, (void)address, (void)to, (void)bytes;
+  return -ENOSYS;
+#endif
 }
 
 /* ------------------------------------------------------------------ events */

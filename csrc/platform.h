@@ -3,7 +3,7 @@
  * Linux gives memfd, eventfd, pidfd, membarrier and SIGIO with a chosen signal. Each has a POSIX way round
  * it, taken at run time where the kernel refuses, and always when compiled with -DFP_POSIX:
  *   memfd → shm_open + shm_unlink;  eventfd → pipe;  pidfd → a pipe whose write end the worker holds;
- *   membarrier → a fence after every commit;  F_SETSIG → a thread in the worker that reads the owner pipe.
+ *   membarrier → a fence after every commit;  process_vm_readv → refused: the caller has another way;  F_SETSIG → a thread in the worker that reads the owner pipe.
  * All descriptors are close-on-exec. Functions return 0 or a descriptor, or an errno negated. */
 #ifndef FP_PLATFORM_H
 #define FP_PLATFORM_H
@@ -18,6 +18,7 @@ enum {
   FP_REFUSE_PIDFD = 4,
   FP_REFUSE_SIGIO = 8, /* reopening the owner pipe for a signal of its own */
   FP_REFUSE_BARRIER = 16,
+  FP_REFUSE_READ = 32, /* reading another process's memory */
 };
 void fp_platform_refuse(unsigned mask);
 
@@ -31,6 +32,8 @@ uint64_t fp_memory_largest(void);
 /* Pages wholly inside [address, address + bytes) of a shared mapping go back to the system and read as zero. */
 int fp_memory_give_back(void *address, uint64_t bytes);
 uint64_t fp_page_bytes(void);
+/* Copy from the private memory of another process. Many systems refuse (-EPERM, -ENOSYS); so does FP_POSIX. */
+int fp_read_process(int pid, uint64_t address, void *to, uint64_t bytes);
 
 /* A descriptor that becomes readable when rung and stays so until drained. */
 typedef struct {

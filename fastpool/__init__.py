@@ -6,6 +6,7 @@
 [1, 2, 3]
 """
 
+from fastpool.arrays import asshared, empty
 from fastpool.errors import (
     DamagedMemoryError,
     FastpoolError,
@@ -25,5 +26,7 @@ __all__ = [
     "SerializationError",
     "WorkerDiedError",
     "WorkerPool",
+    "asshared",
     "cpu_count",
+    "empty",
 ]

@@ -2,6 +2,7 @@ from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from fastpool._native cimport FP_KIND_FLOAT64, FP_KIND_INT64, Segment, fp_writer, fp_writer_commit
+from fastpool._packed cimport Packer, Unpacker
 
 cdef extern from "Python.h":
     bint PyLong_CheckExact(object value)
@@ -11,7 +12,7 @@ cdef enum:
     RUN_BYTES = 16384  # payload that a new record asks for; the rest of it goes back when it is closed
 
 
-cdef class Encoder:
+cdef class Encoder(Packer):
     """Turns objects into items of typed records. Where the records go is the subclass's."""
     cdef Segment segment
     cdef fp_writer writer
@@ -23,6 +24,10 @@ cdef class Encoder:
     cdef object dumps
 
     cdef int put(self, object value) except -1
+    cdef bint put_array(self, object array) except -1
+    cdef int put_packed(self) except -1
+    cdef int put_pickled(self, object value) except -1
+    cdef bytes dump(self, object value, list buffers)
     cdef int put_error(self, bytes payload) except -1
     cdef void close(self) noexcept
     cdef unsigned char *room(self, int kind, uint64_t need) except NULL
@@ -57,10 +62,8 @@ cdef inline int put(Encoder encoder, object value) except -1:
     return 0
 
 
-cdef class Decoder:
+cdef class Decoder(Unpacker):
     """Turns items back into objects; puts items together that came in fragments."""
-    cdef Segment segment
-    cdef uint32_t heap     # whose large blocks the items may name
     cdef object loads
     cdef bytearray pieces  # of an item that has begun to come in fragments, or None
     cdef int pieces_kind   # kind of the item that the last fragment completed
@@ -69,4 +72,5 @@ cdef class Decoder:
     cdef object fragment(self, const unsigned char **at, const unsigned char *end)
     cdef object of_data(self, int kind, uint32_t tag, uint64_t total, const unsigned char *data, uint64_t size)
 
+cdef object PLACED      # the result is in the place the plan has for it
 cdef object INCOMPLETE  # what Decoder.fragment returns while pieces are missing

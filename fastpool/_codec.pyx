@@ -15,11 +15,11 @@ from libc.string cimport memcpy
 import pickle
 
 from fastpool._native cimport (
-    FP_KIND_BLOCK, FP_KIND_BOOL, FP_KIND_BYTES, FP_KIND_ERROR, FP_KIND_FLOAT64, FP_KIND_INT64,
-    FP_KIND_NONE, FP_KIND_PICKLE, FP_KIND_STR,
-    Segment, block_check, fp_align, fp_at, fp_block_item, fp_checksum, fp_fragment, fp_item,
-    fp_summed, fp_writer_commit, writer_close,
+    FP_KIND_BLOCK, FP_KIND_BOOL, FP_KIND_BYTES, FP_KIND_ERROR, FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_NONE,
+    FP_KIND_PACKED, FP_KIND_PICKLE, FP_KIND_PLACED, FP_KIND_STR, Segment, block_check, fp_align, fp_at, fp_block_item,
+    fp_checksum, fp_fragment, fp_item, fp_summed, fp_writer_commit, writer_close,
 )
+from fastpool._packed cimport is_array
 from fastpool.errors import DamagedMemoryError
 
 cdef extern from "Python.h":
@@ -37,6 +37,12 @@ cdef extern from "Python.h":
     int PyBUF_READ
 
 INCOMPLETE = object()
+PLACED = object()
+
+
+def is_placed(value) -> bool:
+    """Does this stand for a result that lies where the job's plan wants it?"""
+    return value is PLACED
 
 
 cdef class Encoder:
@@ -74,9 +80,33 @@ cdef class Encoder:
                                  <uint64_t>PyUnicode_GET_LENGTH(value) * width, value)
         elif kind == &PyBytes_Type:
             return self.put_data(FP_KIND_BYTES, 0, PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value), value)
-        cdef bytes pickled = self.dumps(value, 5)
+        if is_array(value) and self.put_array(value):
+            return 0
+        return self.put_pickled(value)
+
+    cdef bint put_array(self, object array) except -1:
+        """Append an array as it is. False: it must be pickled."""
+        if not self.pack_array(array):
+            return False
+        self.put_packed()
+        return True
+
+    cdef int put_packed(self) except -1:
+        """Append the packed item."""
+        return self.put_data(FP_KIND_PACKED, FP_KIND_PICKLE, self.packed, self.packed_bytes, None)
+
+    cdef int put_pickled(self, object value) except -1:
+        cdef list buffers = []
+        cdef bytes pickled = self.dump(value, buffers)
+        if buffers:
+            self.pack_pickle(pickled, buffers)
+            return self.put_packed()
         return self.put_data(FP_KIND_PICKLE, FP_KIND_PICKLE, PyBytes_AS_STRING(pickled), PyBytes_GET_SIZE(pickled),
                              pickled)
+
+    cdef bytes dump(self, object value, list buffers):
+        """Pickle a value; `buffers` gets those that stay outside."""
+        return self.dumps(value, 5, buffer_callback=buffers.append)
 
     cdef int put_error(self, bytes payload) except -1:
         """Append a pickled description of an exception."""
@@ -132,9 +162,10 @@ cdef class Encoder:
 
 
 cdef class Decoder:
-    def __cinit__(self, Segment segment, uint32_t heap):
+    def __cinit__(self, Segment segment, uint32_t heap, bint in_worker):
         self.segment = segment
         self.heap = heap
+        self.in_worker = in_worker
         self.loads = pickle.loads
         self.pieces = None
 
@@ -156,6 +187,8 @@ cdef class Decoder:
             return PyFloat_FromDouble((<const double *>here)[0])
         if kind == FP_KIND_NONE:
             return None
+        if kind == FP_KIND_PLACED:
+            return PLACED
         if kind == FP_KIND_BOOL:
             demand(left, 1)
             at[0] = here + 1
@@ -173,7 +206,7 @@ cdef class Decoder:
         here += sizeof(fp_item)
         total = sizeof(fp_item) + fp_align(head.bytes, 8)
         summed.sum = 0
-        if kind == FP_KIND_PICKLE or kind == FP_KIND_ERROR:
+        if kind in (FP_KIND_PICKLE, FP_KIND_ERROR, FP_KIND_PACKED):
             total += sizeof(fp_summed)
             demand(left, sizeof(fp_item) + sizeof(fp_summed))
             memcpy(&summed, here, sizeof(fp_summed))
@@ -183,9 +216,11 @@ cdef class Decoder:
         return self.of_data(kind, head.tag, summed.sum, here, head.bytes)
 
     cdef object of_data(self, int kind, uint32_t tag, uint64_t total, const unsigned char *data, uint64_t size):
-        if kind == FP_KIND_PICKLE or kind == FP_KIND_ERROR:
+        if kind in (FP_KIND_PICKLE, FP_KIND_ERROR, FP_KIND_PACKED):
             if fp_checksum(data, size) != total:
                 raise DamagedMemoryError("the bytes of a pickled item do not have their checksum")
+            if kind == FP_KIND_PACKED:
+                return self.unpack(data, size)
             return self.loads(PyMemoryView_FromMemory(<char *>data, size, PyBUF_READ))
         if kind == FP_KIND_BYTES:
             return PyBytes_FromStringAndSize(<const char *>data, size)

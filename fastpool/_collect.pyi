@@ -7,6 +7,8 @@ from fastpool._native import Segment
 
 class Collector:
     collected: int
+    placed: int
+    sample: tuple[int, Any] | None
     failures: list[tuple[int, int, int | None, Any]]
     exits: list[Any]
     def __init__(self, segment: Segment) -> None: ...

@@ -6,7 +6,7 @@ from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from fastpool._codec cimport INCOMPLETE, Decoder
+from fastpool._codec cimport INCOMPLETE, PLACED, Decoder
 from fastpool._feed cimport Feed
 from fastpool._native cimport (
     FP_EXITED, FP_IDLE, FP_KIND_BLOCK, FP_KIND_ERROR, FP_KIND_FLOAT64, FP_KIND_FRAGMENT, FP_KIND_INT64, FP_NEVER,
@@ -65,6 +65,8 @@ cdef class Collector:
     cdef Feed feed
     cdef uint8_t job           # low bits of the current job's number
     cdef readonly uint64_t collected  # tasks of the current job
+    cdef readonly uint64_t placed     # of these, how many lie where the plan wants them
+    cdef readonly object sample       # (task, result) of the first that is neither placed nor a number, or None
     cdef readonly list failures       # (worker, phase, task or None, payload) of exceptions, in order of arrival
     cdef readonly list exits          # results of exit functions, in order of arrival
 
@@ -77,7 +79,7 @@ cdef class Collector:
         self.watch.wake_at = <uint64_t *>calloc(segment.lanes, sizeof(uint64_t))
         if self.readers is NULL or self.watch.news is NULL or self.watch.wake_at is NULL:
             raise MemoryError("fastpool: no memory to collect results with")
-        self.decoders = [Decoder(segment, i) for i in range(segment.lanes)]
+        self.decoders = [Decoder(segment, i, False) for i in range(segment.lanes)]
         for i in range(segment.lanes):
             reader_attach(&self.readers[i], segment.at, i)
         self.failures = []
@@ -94,8 +96,9 @@ cdef class Collector:
         """Collect for job `number`, into a list of `size` places (0: the list grows with :meth:`expect`)."""
         self.job = number & 0xFF
         self.feed = feed
-        self.collected = 0
+        self.collected = self.placed = 0
         self.failures.clear()
+        self.sample = None
         self.results = PyList_New(size)
         PyObject_GC_UnTrack(<PyObject *>self.results)
 
@@ -110,14 +113,14 @@ cdef class Collector:
         cdef object results = self.results
         if <uint64_t>PyList_GET_SIZE(results) > tasks:
             PyList_SetSlice(results, tasks, PyList_GET_SIZE(results), NULL)
-        self.results = None
+        self.results = self.sample = None
         self.feed = None
         PyObject_GC_Track(<PyObject *>results)
         return results
 
     def abandon(self) -> None:
         """Drop the results collected so far."""
-        self.results = None
+        self.results = self.sample = None
         self.feed = None
 
     def missing(self, uint64_t first, uint64_t count) -> range:
@@ -144,6 +147,10 @@ cdef class Collector:
                 raise DamagedMemoryError(f"a second result of task {task}")
             Py_DECREF(there)
         PyList_SET_ITEM(self.results, task, value)
+        if <object>value is PLACED:
+            self.placed += 1
+        elif self.sample is None:
+            self.sample = (task, <object>value)
         return 0
 
     # ------------------------------------------------------------ collecting
@@ -281,7 +288,7 @@ cdef class Collector:
         """Empty the lane and the line of a worker that is gone (or writes no more), for its successor."""
         lane_reset(&self.readers[worker])
         self.segment.empty_line(worker)
-        self.decoders[worker] = Decoder(self.segment, worker)
+        self.decoders[worker] = Decoder(self.segment, worker, False)
         self.watch.news[worker] = 0
 
     # ------------------------------------------------------------ waiting

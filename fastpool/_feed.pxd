@@ -10,6 +10,11 @@ cdef class BufferEncoder(Encoder):
     cdef fp_lane lane
     cdef list blobs  # items too large for a record: (position of the item, address, bytes, object that owns them)
     cdef uint64_t blob_bytes
+    cdef list placed       # offsets of blocks that items of this chunk name
+    cdef list kept         # objects whose memory items of this chunk name
+    cdef bint steady
+    cdef bint may_read
+    cdef bint may_inherit
 
     cdef uint64_t put_numbers(self, list items, uint64_t start, uint64_t count) except? 0
     cdef int clear(self) except -1
@@ -31,6 +36,7 @@ cdef class Feed:
     cdef uint64_t *first              # by chunk, modulo FP_FEED_SLOTS
     cdef uint64_t *left               # tasks of the chunk that are not collected
     cdef list blocks                  # offsets of the blocks the chunk lies in
+    cdef list kept                    # what the chunk refers to
 
     cdef PyObject *next_item(self) except? NULL
     cdef bint _place(self, const void *data, uint64_t size, uint64_t *offset, list blocks) except? True

@@ -9,7 +9,15 @@ class Feed:
     tasks: int
     exhausted: bool
     published: int
-    def __init__(self, segment: Segment, iterable: Iterable[Any], limit: int | None) -> None: ...
+    def __init__(
+        self,
+        segment: Segment,
+        iterable: Iterable[Any],
+        limit: int | None,
+        steady: bool = False,
+        may_read: bool = False,
+        may_inherit: bool = False,
+    ) -> None: ...
     @property
     def outstanding(self) -> int: ...
     @property

@@ -4,18 +4,22 @@ A chunk lies in one block of the parent's heap (its large items in one more each
 so that another worker can run what a dead one left.
 """
 
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy
 
-from fastpool._codec cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
+cimport numpy as cnp
+from fastpool._codec cimport Encoder, PyLong_AsLongLongAndOverflow, PyLong_CheckExact
 from fastpool._native cimport (
-    FP_FEED_SLOTS, FP_FULL, FP_KIND_BLOCK, FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_PICKLE, FP_NEVER, FP_PHASE_TASK,
-    Segment, block_free, check, fp_at, fp_block_item, fp_checksum, fp_feed_of, fp_feed_slot, heap_alloc, now_ns,
-    poke, store, writer_open,
+    FP_BORN_WITH, FP_FEED_SLOTS, FP_FROM_SPACE, FP_FULL, FP_IN_BLOCK, FP_IN_OWNER, FP_IN_SPACE, FP_KIND_BLOCK,
+    FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_PICKLE, FP_NEVER, FP_PHASE_TASK, Segment, Space, block_free, check, fp_at,
+    fp_block_item, fp_buffer, fp_checksum, fp_feed_of, fp_feed_slot, heap_alloc, now_ns, poke, public_blocks, space_of,
+    store, writer_open,
 )
+from fastpool._packed cimport dump_with_shared_arrays, is_private
 from fastpool.errors import DamagedMemoryError, SerializationError
 
 cdef extern from "Python.h":
@@ -63,6 +67,8 @@ cdef class BufferEncoder(Encoder):
         self.large = LARGE_BYTES
         self.phase = FP_PHASE_TASK
         self.blobs = []
+        self.placed = []
+        self.kept = []
         self.writer.ring = <unsigned char *>calloc(1, BUFFER_BYTES)
         if self.writer.ring is NULL:
             raise MemoryError("fastpool: no memory to encode input in")
@@ -78,6 +84,8 @@ cdef class BufferEncoder(Encoder):
         cdef void *smaller
         self.close()
         self.blobs.clear()
+        self.placed = []
+        self.kept = []
         self.blob_bytes = 0
         self.writer.position = 0
         self.writer.committed = 0
@@ -143,8 +151,59 @@ cdef class BufferEncoder(Encoder):
         item.kind = kind
         item.tag = tag
         self.blob_bytes += size
+        if keep is None:  # the encoder's own memory, which the next item overwrites
+            keep = PyBytes_FromStringAndSize(<const char *>data, size)
+            data = PyBytes_AS_STRING(keep)
         self.blobs.append((at - self.writer.ring, <size_t>data, size, keep))
         return self.commit(at + sizeof(fp_block_item))
+
+    cdef int place(self, const void *data, uint64_t size, object keep, fp_buffer *buffer) except -1:
+        """Leave shared memory, and large memory of a caller who waits, where they are; copy other large buffers."""
+        cdef const Space *space = space_of(data, size)
+        cdef uint64_t offset = 0
+        if space is not NULL and space.public:
+            refer(buffer, FP_IN_SPACE, space, data)
+        elif size < LARGE_BYTES:
+            return 0
+        elif self.steady and space is not NULL and space.ident == self.segment.ident:
+            refer(buffer, FP_FROM_SPACE, space, data)
+        elif self.steady and self.may_inherit and space is NULL and is_private(keep):
+            refer(buffer, FP_BORN_WITH, NULL, data)
+        elif self.steady and self.may_read:
+            refer(buffer, FP_IN_OWNER, NULL, data)
+        elif heap_alloc(self.segment.at, self.segment.lanes, size, &offset) == 0:
+            memcpy(fp_at(self.segment.at, offset), data, size)
+            buffer.where = FP_IN_BLOCK
+            buffer.at = offset
+            self.placed.append(offset)
+            self.blob_bytes += size
+            return 0
+        else:
+            return 0
+        self.kept.append(keep)
+        return 0
+
+    cdef bint reachable(self, object array, fp_buffer *buffer) except -1:
+        """Elements that do not lie side by side stay in shared memory too."""
+        cdef const Space *space = space_of(cnp.PyArray_DATA(array), 1)
+        if space is NULL or not space.public:
+            return False
+        buffer.bytes = 1
+        refer(buffer, FP_IN_SPACE, space, cnp.PyArray_DATA(array))
+        self.kept.append(array)
+        return True
+
+    cdef bytes dump(self, object value, list buffers):
+        if not public_blocks():
+            return Encoder.dump(self, value, buffers)
+        self.kept.append(value)
+        return dump_with_shared_arrays(value, buffers)
+
+
+cdef void refer(fp_buffer *buffer, uint64_t where, const Space *space, const void *data) noexcept:
+    buffer.where = where
+    buffer.space = 0 if space is NULL else space.ident
+    buffer.at = <uint64_t><size_t>data - (0 if space is NULL else <uint64_t><size_t>space.base)
 
 
 cdef class Feed:
@@ -156,11 +215,21 @@ cdef class Feed:
         Iterated lazily, here and nowhere else.
     limit : int or None
         The most elements to take.
+    steady : bool
+        No code of the user's runs between elements, so that large arrays are read where they are while the map runs.
+    may_read : bool
+        All workers can read this process's memory.
+    may_inherit : bool
+        Workers that cannot will be forked during this map.
     """
 
-    def __cinit__(self, Segment segment, iterable, limit):
+    def __cinit__(self, Segment segment, iterable, limit, bint steady=False, bint may_read=False,
+                  bint may_inherit=False):
         self.segment = segment
         self.encoder = BufferEncoder(segment)
+        self.encoder.steady = steady
+        self.encoder.may_read = may_read
+        self.encoder.may_inherit = may_inherit
         self.iterator = iter(iterable)
         self.plain = iterable if type(iterable) is list else None
         self.quick = type(iterable) in (list, tuple, range)
@@ -169,6 +238,7 @@ cdef class Feed:
         self.first = <uint64_t *>calloc(FP_FEED_SLOTS, sizeof(uint64_t))
         self.left = <uint64_t *>calloc(FP_FEED_SLOTS, sizeof(uint64_t))
         self.blocks = [None] * FP_FEED_SLOTS
+        self.kept = [None] * FP_FEED_SLOTS
         if self.first is NULL or self.left is NULL:
             raise MemoryError("fastpool: no memory for the input's bookkeeping")
 
@@ -261,7 +331,8 @@ cdef class Feed:
         entry.bytes = encoder.writer.position
         entry.first = self.first[slot] = self.tasks - self.pending
         entry.count = self.left[slot] = self.pending
-        self.blocks[slot] = blocks
+        self.blocks[slot] = blocks + encoder.placed
+        self.kept[slot] = encoder.kept
         self.published += 1
         self.pending = 0
         encoder.clear()
@@ -299,7 +370,7 @@ cdef class Feed:
         self.left[slot] -= count
         if self.left[slot] == 0:
             self._free(self.blocks[slot])
-            self.blocks[slot] = None
+            self.blocks[slot] = self.kept[slot] = None
         while self.oldest < self.published and self.left[self.oldest % FP_FEED_SLOTS] == 0:
             self.oldest += 1
         return 0

@@ -2,6 +2,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from fastpool._codec cimport Encoder
 from fastpool._native cimport fp_line
+from fastpool._plan cimport Plan
 
 
 cdef class LaneEncoder(Encoder):
@@ -11,7 +12,13 @@ cdef class LaneEncoder(Encoder):
     cdef bint blocks         # it has allocated large blocks since the loop last set this
     cdef uint64_t rung_for   # the last wake_at the parent was rung for
     cdef uint64_t waited_ns  # for room, since the loop last set it to 0
+    cdef Plan plan           # where the result of the current task goes, or None
+    cdef unsigned char *giving  # data of a block that goes to the parent with its array
 
+    cdef int expect(self, uint64_t task) except -1
+    cdef void relax(self) noexcept
+    cdef void settle(self, object result) noexcept
+    cdef bint put_in_place(self, object array) except -1
     cdef void tell_parent(self) noexcept nogil
     cdef int put_fragments(self, int kind, uint32_t tag, const unsigned char *data, uint64_t size,
                            uint64_t sum) except -1

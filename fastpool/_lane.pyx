@@ -5,10 +5,12 @@ from libc.string cimport memcpy
 
 from fastpool._codec cimport Encoder
 from fastpool._native cimport (
-    FP_FULL, FP_KIND_BLOCK, FP_KIND_FRAGMENT, FP_KIND_PICKLE, Segment, check, fp_align, fp_at, fp_block_item,
-    fp_checksum, fp_fragment, fp_line_news, fp_line_of, fp_writer, heap_alloc, now_ns, peek, writer_attach,
-    writer_close, writer_half_full, writer_has_room, writer_largest, writer_open,
+    FP_FULL, FP_IN_BLOCK, FP_KIND_BLOCK, FP_KIND_FRAGMENT, FP_KIND_PICKLE, FP_KIND_PLACED, Segment, check, fp_align,
+    fp_at, fp_block_item, fp_buffer, fp_checksum, fp_fragment, fp_line_news, fp_line_of, fp_writer, heap_alloc, load,
+    now_ns, peek, store, writer_attach, writer_close, writer_half_full, writer_has_room, writer_largest, writer_open,
 )
+from fastpool._nursery cimport is_block, nursery
+from fastpool._packed cimport KEEP_BYTES, array_bytes, array_data, is_sole
 
 cdef enum:
     LARGE_BYTES = 1 << 15  # results of more bytes go into a block of their own
@@ -30,6 +32,82 @@ cdef class LaneEncoder(Encoder):
         self.line = fp_line_of(segment.at, worker)
         writer_attach(&self.writer, segment.at, worker)
         self.large = min(LARGE_BYTES, writer_largest(&self.writer))
+
+    # ------------------------------------------------------------ arrays
+
+    cdef int expect(self, uint64_t task) except -1:
+        """Before a run of one task: the memory numpy allocates next may be where its result belongs."""
+        cdef uint64_t offset = load(self.segment.at.job.plan)
+        cdef uint64_t first
+        if offset == 0:
+            return 0
+        self.plan = Plan(self.segment, offset)
+        first = self.plan.starts[task]
+        nursery.place = self.plan.data + first * self.plan.at.row_bytes
+        nursery.place_taken = False
+        nursery.wanted = (self.plan.starts[task + 1] - first) * self.plan.at.row_bytes
+        return 0
+
+    cdef void relax(self) noexcept:
+        """After it."""
+        if self.plan is not None:
+            self.plan = None
+            nursery.place = NULL
+            nursery.wanted = 0
+
+    cdef void settle(self, object result) noexcept:
+        """After a task that had a place: does an object of the user's lie there, other than the result?"""
+        if nursery.place_taken and not (is_sole(result) and array_data(result) == nursery.place):
+            store(self.plan.at.spoiled, 1)  # before the result is committed
+
+    cdef bint put_array(self, object array) except -1:
+        cdef uint64_t size = array_bytes(array)
+        if self.plan is not None and self.put_in_place(array):
+            return True
+        if size >= KEEP_BYTES and is_sole(array) and is_block(array_data(array), size):
+            self.giving = <unsigned char *>array_data(array)
+            self.blocks = True
+        try:
+            if not self.pack_array(array):
+                return False
+            self.put_packed()
+        finally:
+            self.giving = NULL
+        if self.plan is None:
+            nursery.wanted = size if size >= KEEP_BYTES else 0
+        return True
+
+    cdef bint put_in_place(self, object array) except -1:
+        """Commit an array that is, or can be put, where the plan wants it."""
+        cdef object place = self.plan.array_of(self.number)
+        cdef unsigned char *at
+        if array.shape != place.shape or array.dtype != place.dtype or load(self.plan.at.spoiled):
+            return False
+        if array_data(array) == nursery.place:
+            if not nursery.place_taken:
+                return False
+            nursery.given = nursery.place
+        else:
+            place[...] = array
+        at = self.room(FP_KIND_PLACED, 0)
+        self.commit(at)
+        return True
+
+    cdef int place(self, const void *data, uint64_t size, object keep, fp_buffer *buffer) except -1:
+        cdef uint64_t offset = 0
+        if data == self.giving and data is not NULL:
+            offset = <uint64_t>(self.giving - <unsigned char *>self.segment.at)
+            nursery.given = self.giving
+        elif size < LARGE_BYTES or heap_alloc(self.segment.at, self.worker, size, &offset) < 0:
+            return 0
+        else:
+            memcpy(fp_at(self.segment.at, offset), data, size)
+            self.blocks = True
+        buffer.where = FP_IN_BLOCK
+        buffer.at = offset
+        return 0
+
+    # ------------------------------------------------------------ records
 
     cdef void tell_parent(self) noexcept nogil:
         """Something other than a commit happened."""

@@ -40,10 +40,26 @@ cdef extern from "layout.h" nogil:
         FP_KIND_BLOCK
         FP_KIND_FRAGMENT
         FP_KIND_ERROR
+        FP_KIND_PACKED
+        FP_KIND_PLACED
         FP_PHASE_TASK
         FP_PHASE_INIT
         FP_PHASE_EXIT
+        FP_READS_UNKNOWN
+        FP_READS_YES
+        FP_READS_NO
+        FP_FORM_ARRAY
+        FP_FORM_PICKLE
+        FP_INLINE
+        FP_IN_BLOCK
+        FP_IN_SPACE
+        FP_FROM_SPACE
+        FP_IN_OWNER
+        FP_BORN_WITH
+        FP_ARRAY_FORTRAN
+        FP_ARRAY_STRIDED
     const uint64_t FP_NEVER
+    const uint64_t FP_MAGIC
     const uint64_t FP_TOTAL_UNKNOWN
     const uint64_t FP_MAX_CHUNK
     const uint64_t FP_MAX_UNITS
@@ -67,6 +83,7 @@ cdef extern from "layout.h" nogil:
         uint64_t avail
         uint64_t total
         uint64_t hungry_at
+        uint64_t plan
 
     ctypedef struct fp_feed_slot:
         uint64_t offset
@@ -95,6 +112,7 @@ cdef extern from "layout.h" nogil:
         uint64_t init_ns
         uint64_t waiting_ns
         uint64_t exit_ns
+        uint32_t reads_owner
 
     ctypedef struct fp_lane:
         uint64_t committed
@@ -136,12 +154,47 @@ cdef extern from "layout.h" nogil:
         uint16_t kind
         uint16_t tag
 
+    ctypedef struct fp_packed:
+        uint32_t form
+        uint32_t n_buffers
+        uint64_t meta_bytes
+
+    ctypedef struct fp_buffer:
+        uint64_t bytes
+        uint64_t at
+        uint64_t space
+        uint64_t where
+
+    ctypedef struct fp_array:
+        int32_t type
+        uint32_t dtype_bytes
+        uint32_t ndim
+        uint32_t flags
+
+    ctypedef struct fp_plan:
+        uint64_t space
+        uint64_t at
+        uint64_t row_bytes
+        uint64_t n_tasks
+        uint32_t spoiled
+        uint32_t row_ndim
+        int32_t type
+        uint32_t dtype_bytes
+
+    enum:
+        FP_BLOCK_USED
+    ctypedef struct fp_block:
+        uint64_t size
+        uint32_t state
+        uint64_t asked
+
     ctypedef struct fp_segment:
         uint64_t bytes
         uint64_t cap
         uint32_t lanes
         uint32_t fence_each
         uint64_t ring_bytes
+        uint64_t probe
         fp_gate gate
         fp_job job
         fp_bell bell
@@ -255,10 +308,43 @@ cdef extern from *:
     void poke "fastpool_poke"(uint64_t word, uint64_t value) nogil
 
 
-cdef class Segment:
-    """The shared segment of one pool, its bells and its owner pipe, in this process."""
+cdef class Arena:
+    """Shared memory with heaps of blocks, in this process."""
     cdef fp_arena arena
-    cdef fp_segment *at
+    cdef fp_segment *at           # NULL: unmapped
+    cdef readonly int lanes       # heaps 0 ... lanes - 1 are the workers', heap `lanes` the owner's
+    cdef readonly int owner_pid
+    cdef readonly uint64_t ident  # by which other processes know it
+    cdef readonly bint public     # its blocks are arrays that workers may write to in place
+    cdef set held                 # offsets of blocks that SharedBlocks of this process hold
+    cdef bint retired
+
+    cdef SharedBlock hold(self, uint64_t offset, uint64_t bytes)
+    cdef void drop(self, uint64_t offset) noexcept
+    cdef int sweep(self, uint32_t owner) except -1
+    cdef void unmap(self) noexcept
+
+
+cdef class SharedBlock:
+    """A block of an arena, in use as long as this object lives. A writable buffer of bytes."""
+    cdef readonly Arena arena
+    cdef readonly uint64_t offset
+    cdef readonly uint64_t nbytes
+
+
+cdef struct Space:  # a mapping that workers forked from this process have at the same address
+    uint64_t ident
+    unsigned char *base
+    uint64_t bytes
+    bint public
+
+cdef int public_blocks() noexcept nogil
+cdef const Space *space_of(const void *address, uint64_t bytes) noexcept nogil
+cdef const Space *space_named(uint64_t ident) noexcept nogil
+
+
+cdef class Segment(Arena):
+    """The shared segment of one pool, its bells and its owner pipe, in this process."""
     cdef fp_event bell_event
     cdef fp_event *events
     cdef fp_watch *watches
@@ -268,9 +354,8 @@ cdef class Segment:
     cdef fp_owner owner
     cdef fp_spin spin
     cdef fp_spin worker_spin
-    cdef readonly int lanes
-    cdef readonly int owner_pid
     cdef readonly bint closed
+    cdef readonly uint64_t number  # of the job published last; a worker keeps the one it was forked with
 
     cdef void _release(self)
     cdef int _place_spec(self, bytes blob) except -1
@@ -301,6 +386,7 @@ cdef void reader_attach(fp_reader *reader, const fp_segment *segment, uint32_t w
 cdef int reader_look(fp_reader *reader, fp_view *view) noexcept nogil
 cdef int reader_take(fp_reader *reader, uint32_t count, uint32_t bytes) noexcept nogil
 cdef void lane_reset(fp_reader *reader) noexcept nogil
+cdef int read_process(int pid, uint64_t address, void *to, uint64_t bytes) noexcept nogil
 cdef int heap_adopt(fp_segment *segment, uint32_t owner) noexcept nogil
 cdef int heap_alloc(fp_segment *segment, uint32_t owner, uint64_t bytes, uint64_t *offset) noexcept nogil
 cdef int heap_sweep(fp_segment *segment, uint32_t owner, const uint64_t *held, uint64_t n) noexcept nogil

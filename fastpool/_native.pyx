@@ -1,8 +1,10 @@
 """The only extension that links the C core (``csrc/``), and the one place where its error codes become exceptions."""
 
+cimport cython
+from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 from posix.signal cimport kill as posix_kill
 from posix.unistd cimport _exit, getpid
@@ -26,6 +28,7 @@ cdef extern from "platform.h" nogil:
     int fp_poll(const int *fds, int *ready, int n, int64_t timeout_ns)
     uint64_t fp_now_ns()
     int fp_fork()
+    int fp_read_process(int pid, uint64_t address, void *to, uint64_t bytes)
     void fp_platform_refuse(unsigned mask)
 
 cdef extern from "bell.h" nogil:
@@ -66,6 +69,7 @@ cdef extern from "arena.h" nogil:
     const uint64_t FP_WARM_BYTES
     int fp_arena_create(fp_arena *arena, uint32_t lanes, uint64_t ring_bytes, uint64_t cap)
     void fp_arena_destroy(fp_arena *arena)
+    int fp_arena_shed(fp_arena *arena, const uint64_t *held, uint64_t n)
     int fp_heap_adopt(fp_segment *segment, uint32_t owner)
     int fp_heap_alloc(fp_segment *segment, uint32_t owner, uint64_t bytes, uint64_t *offset)
     uint64_t fp_heap_trim(fp_segment *segment, uint32_t owner, uint64_t keep)
@@ -172,6 +176,9 @@ cdef int reader_take(fp_reader *reader, uint32_t count, uint32_t bytes) noexcept
 cdef void lane_reset(fp_reader *reader) noexcept nogil:
     fp_lane_reset(reader)
 
+cdef int read_process(int pid, uint64_t address, void *to, uint64_t bytes) noexcept nogil:
+    return fp_read_process(pid, address, to, bytes)
+
 cdef int heap_adopt(fp_segment *segment, uint32_t owner) noexcept nogil:
     return fp_heap_adopt(segment, owner)
 
@@ -198,9 +205,174 @@ def is_posix() -> bool:
     return FASTPOOL_IS_POSIX
 
 
+# ---------------------------------------------------------------- shared memory
+
+cdef Space *spaces = NULL  # all that are mapped in this process
+cdef int n_spaces = 0
+
+cdef int add_space(uint64_t ident, void *base, uint64_t size, bint public) except -1:
+    global spaces, n_spaces
+    cdef Space *larger = <Space *>realloc(spaces, (n_spaces + 1) * sizeof(Space))
+    if larger is NULL:
+        raise MemoryError("fastpool: no memory to note shared memory")
+    spaces = larger
+    spaces[n_spaces] = Space(ident, <unsigned char *>base, size, public)
+    n_spaces += 1
+    return 0
+
+cdef void remove_space(uint64_t ident) noexcept:
+    global n_spaces
+    cdef int i
+    for i in range(n_spaces):
+        if spaces[i].ident == ident:
+            n_spaces -= 1
+            spaces[i] = spaces[n_spaces]
+            return
+
+cdef int n_public = 0  # blocks of public arenas that are held here
+
+cdef int public_blocks() noexcept nogil:
+    return n_public
+
+cdef const Space *space_of(const void *address, uint64_t bytes) noexcept nogil:
+    """The space in which these bytes lie, or NULL."""
+    cdef const unsigned char *at = <const unsigned char *>address
+    cdef int i
+    for i in range(n_spaces):
+        if spaces[i].base <= at and <uint64_t>(at - spaces[i].base) < spaces[i].bytes:
+            return &spaces[i] if bytes <= spaces[i].bytes - <uint64_t>(at - spaces[i].base) else NULL
+    return NULL
+
+cdef const Space *space_named(uint64_t ident) noexcept nogil:
+    cdef int i
+    for i in range(n_spaces):
+        if spaces[i].ident == ident:
+            return &spaces[i]
+    return NULL
+
+
+cdef class Arena:
+    """Shared memory with heaps of blocks. It stays mapped as long as this object, or a block of it, is in use.
+
+    Parameters
+    ----------
+    lanes : int
+        Number of workers it has room for.
+    ring_bytes : int
+        Size of each worker's ring of results, a power of two.
+    cap : int
+        Bytes that blocks may take together.
+    public : bool, keyword-only
+        Its blocks are arrays that workers may write to in place.
+    """
+
+    def __cinit__(self, int lanes, uint64_t ring_bytes, uint64_t cap, *_, bint public=False):
+        self.arena.fd = -1
+        self.lanes = lanes
+        self.owner_pid = getpid()
+        self.public = public
+        self.held = set()
+        self.ident = int.from_bytes(os.urandom(8), "little") | 1
+        check(fp_arena_create(&self.arena, lanes, ring_bytes, cap), "cannot reserve shared memory")
+        self.at = self.arena.segment
+        check(fp_heap_adopt(self.at, lanes), "the owner's large blocks")
+        add_space(self.ident, self.at, self.arena.bytes, public)
+
+    def __dealloc__(self):
+        self.unmap()
+
+    cdef void unmap(self) noexcept:
+        if self.at is not NULL:
+            remove_space(self.ident)
+        fp_arena_destroy(&self.arena)
+        self.at = NULL
+
+    def allocate(self, uint64_t nbytes) -> SharedBlock | None:
+        """A block of the owner's heap; None if there is no room."""
+        cdef uint64_t offset = 0
+        cdef int code = fp_heap_alloc(self.at, self.lanes, nbytes, &offset)
+        if code == FP_FULL:
+            return None
+        check(code, "the owner's large blocks")
+        return self.hold(offset, nbytes)
+
+    cdef SharedBlock hold(self, uint64_t offset, uint64_t bytes):
+        """Take over a block that is in use."""
+        global n_public
+        cdef SharedBlock block = SharedBlock.__new__(SharedBlock)
+        block.offset = offset
+        block.nbytes = bytes
+        self.held.add(offset)
+        block.arena = self
+        n_public += self.public
+        return block
+
+    cdef void drop(self, uint64_t offset) noexcept:
+        """Nobody holds this block any more. A fork of the owner frees nothing."""
+        global n_public
+        cdef int owner
+        n_public -= self.public
+        if self.at is NULL or getpid() != self.owner_pid:
+            return
+        self.held.discard(offset)
+        fp_block_free(self.at, offset)
+        if not self.retired:
+            return
+        if not self.held:
+            self.unmap()
+            return
+        for owner in range(self.lanes + 1):
+            fp_heap_trim(self.at, owner, 0)
+
+    cdef int sweep(self, uint32_t owner) except -1:
+        """Free all blocks of a heap without an owner, except those that are held."""
+        cdef list held = sorted(self.held)
+        cdef uint64_t *offsets = <uint64_t *>calloc(len(held) + 1, sizeof(uint64_t))
+        cdef Py_ssize_t i
+        if offsets is NULL:
+            raise MemoryError("fastpool: no memory to sort blocks")
+        for i in range(len(held)):
+            offsets[i] = held[i]
+        try:
+            if owner > <uint32_t>self.lanes:
+                return check(fp_arena_shed(&self.arena, offsets, len(held)), "shared memory of a pool that has ended")
+            return check(fp_heap_sweep(self.at, owner, offsets, len(held)), f"large blocks of worker {owner}")
+        finally:
+            free(offsets)
+
+    def retire(self) -> None:
+        """No other process uses it any more: give back what nobody holds, and the rest when it is dropped."""
+        if self.retired or self.at is NULL:
+            return
+        self.retired = True
+        if self.held:
+            self.sweep(self.lanes + 1)
+        else:
+            self.unmap()
+
+    def heap(self, int owner) -> dict[str, int]:
+        """Counts of a heap's blocks and bytes (heap number ``lanes`` is the owner's)."""
+        cdef fp_heap_stats stats
+        check(fp_heap_measure(self.at, owner, &stats), f"large blocks of worker {owner}")
+        return stats
+
+
+@cython.final
+@cython.no_gc
+cdef class SharedBlock:
+    """A block of an arena, in use as long as this object lives. A writable buffer of bytes."""
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, fp_at(self.arena.at, self.offset), <Py_ssize_t>self.nbytes, 0, flags)
+
+    def __dealloc__(self):
+        if self.arena is not None:
+            self.arena.drop(self.offset)
+
+
 # ---------------------------------------------------------------- the segment
 
-cdef class Segment:
+cdef class Segment(Arena):
     """The shared segment of one pool, its bells, and its workers' process handles.
 
     Parameters
@@ -217,9 +389,6 @@ cdef class Segment:
 
     def __cinit__(self, int lanes, uint64_t ring_bytes, uint64_t cap, int cores):
         self.closed = True
-        self.lanes = lanes
-        self.owner_pid = getpid()
-        self.arena.fd = -1
         self.owner.read_fd = self.owner.write_fd = -1
         self.bell_event.read_fd = self.bell_event.write_fd = -1
         self.events = <fp_event *>calloc(lanes, sizeof(fp_event))
@@ -241,8 +410,6 @@ cdef class Segment:
         self.worker_spin = self.spin
         self.closed = False
         try:
-            check(fp_arena_create(&self.arena, lanes, ring_bytes, cap), "cannot reserve shared memory")
-            self.at = self.arena.segment
             check(fp_event_open(&self.bell_event), "cannot open the pool's bell")
             for i in range(lanes):
                 check(fp_event_open(&self.events[i]), "cannot open a worker's bell")
@@ -269,12 +436,11 @@ cdef class Segment:
             fp_watch_close(&self.watches[i])
         fp_event_close(&self.bell_event)
         fp_owner_close(&self.owner)
-        fp_arena_destroy(&self.arena)
-        self.at = NULL
 
     def close(self) -> None:
-        """Give everything back. Workers that still run lose their owner and are killed by the kernel."""
+        """Give everything back, memory that is held when it is dropped. All workers must have ended."""
         self._release()
+        self.retire()
 
     # ------------------------------------------------------------ processes
 
@@ -317,10 +483,13 @@ cdef class Segment:
         PyErr_CheckSignals()
         return pid
 
-    def enter_worker(self) -> None:
+    def enter_worker(self, int worker) -> None:
         """First call in a worker, SIGINT being ignored: follow the owner, take part in barriers, unblock SIGINT."""
         cdef sigset_t block
         check(fp_owner_follow(&self.owner), "cannot follow the pool's owner")
+        cdef uint64_t word = 0
+        cdef bint reads = fp_read_process(self.owner_pid, self.at.probe, &word, sizeof(word)) == 0 and word == FP_MAGIC
+        store(fp_line_of(self.at, worker).reads_owner, FP_READS_YES if reads else FP_READS_NO)
         if not self.at.fence_each:
             check(fp_barrier_register(), "cannot register for process-wide barriers")
         pthread_sigmask(SIG_BLOCK, NULL, &block)
@@ -395,6 +564,11 @@ cdef class Segment:
             took += peek(fp_line_of(self.at, worker).tasks_ns)
         return tasks, took
 
+    def reads_owner(self, int worker) -> bool | None:
+        """Can this worker read the private memory of its owner? None: it has not tried yet."""
+        cdef uint64_t answer = load(fp_line_of(self.at, worker).reads_owner)
+        return None if answer == FP_READS_UNKNOWN else answer == FP_READS_YES
+
     def exited(self) -> list[int]:
         """Workers that have written their last word, and whose lane is not yet another's."""
         cdef int worker
@@ -441,6 +615,8 @@ cdef class Segment:
         store(job.total, FP_TOTAL_UNKNOWN if total is None else <uint64_t>total)
         if spec_blob is not None:
             self._place_spec(spec_blob)
+        store(job.plan, 0)
+        self.number = number
         fp_gate_open(self.at)
         return number
 
@@ -507,13 +683,7 @@ cdef class Segment:
 
     def sweep_heap(self, int owner) -> None:
         """Free all blocks of a heap that has no owner."""
-        check(fp_heap_sweep(self.at, owner, NULL, 0), f"large blocks of worker {owner}")
-
-    def heap(self, int owner) -> dict[str, int]:
-        """Counts of a heap's blocks and bytes (heap number ``lanes`` is the parent's)."""
-        cdef fp_heap_stats stats
-        check(fp_heap_measure(self.at, owner, &stats), f"large blocks of worker {owner}")
-        return stats
+        self.sweep(owner)
 
     def trim_heap(self, int owner) -> None:
         """Give pages of free blocks back, beyond what is kept warm. Only its owner calls this."""

@@ -12,13 +12,14 @@ from libc.stdlib cimport free, realloc
 
 from fastpool._codec cimport Decoder, put
 from fastpool._lane cimport LaneEncoder
+from fastpool._nursery cimport install, nursery
 from fastpool._native cimport (
     FP_CLAIM_CLOSED, FP_CLAIM_EXHAUSTED, FP_CLAIM_OK, FP_CLAIM_OTHER, FP_CLAIM_STARVED, FP_CMD_STOP, FP_EXITED,
-    FP_EXITING, FP_IDLE, FP_INDEX_CLOSED, FP_INITIALIZING, FP_JOB_LAST, FP_KIND_FLOAT64, FP_KIND_INT64,
-    FP_KIND_PICKLE, FP_PHASE_EXIT, FP_PHASE_INIT, FP_PHASE_TASK, FP_RUNNING, FP_TOTAL_UNKNOWN, FP_UNIT_TASK,
-    Segment, claim_drop, claim_join, claim_next, fp_align, fp_at, fp_claim_index, fp_claim_number, fp_feed_of,
-    fp_feed_slot, fp_job, fp_lane, fp_lane_of, fp_line, fp_line_news, fp_line_of, fp_record, fp_segment, fp_terms,
-    load, move_state, now_ns, peek, poke, store,
+    FP_EXITING, FP_IDLE, FP_INDEX_CLOSED, FP_INITIALIZING, FP_JOB_LAST, FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_PACKED,
+    FP_KIND_PICKLE, FP_PHASE_EXIT, FP_PHASE_INIT, FP_PHASE_TASK, FP_RUNNING, FP_TOTAL_UNKNOWN, FP_UNIT_TASK, Segment,
+    claim_drop, claim_join, claim_next, fp_align, fp_at, fp_claim_index, fp_claim_number, fp_feed_of, fp_feed_slot,
+    fp_job, fp_lane, fp_lane_of, fp_line, fp_line_news, fp_line_of, fp_record, fp_segment, fp_terms, load, move_state,
+    now_ns, peek, poke, store,
 )
 
 from collections.abc import Iterable
@@ -137,6 +138,8 @@ cdef class Elements:
             self.item += 8
         else:
             self.element = self.decoder.item(self.kind, &self.item, self.end)
+            if self.kind == FP_KIND_PACKED and self.left == 1:
+                self.out.expect(self.out.number)
         self.doing = CALLING
         return True
 
@@ -145,6 +148,8 @@ cdef class Elements:
         self.doing = ENCODING
         if self.foreign:
             raise SystemExit(0)  # the task has returned in a fork of its own: see run_elements
+        if self.out.plan is not None:
+            self.out.settle(result)
         put(self.out, result)
         self.left -= 1
         return 0
@@ -189,7 +194,7 @@ cdef class Loop:
         self.line = fp_line_of(segment.at, worker)
         segment.adopt_heap(worker)
         self.out = LaneEncoder(segment, worker)
-        self.decoder = Decoder(segment, segment.lanes)
+        self.decoder = Decoder(segment, segment.lanes, True)
         self.leading = ()
         self.elements = Elements()
         self.elements.out = self.out
@@ -224,6 +229,7 @@ cdef class Loop:
         """Work until told to stop, or until the job says so, or the lifespan is over."""
         cdef uint64_t first, count
         cdef int found
+        install(self.segment, self.worker)
         store(self.line.started_ns, now_ns())
         self.become(FP_IDLE)
         while True:
@@ -250,6 +256,7 @@ cdef class Loop:
     def disown(self) -> None:
         """In a fork of the worker: it must not act as the worker."""
         self.elements.foreign = True
+        nursery.off = True
 
     cdef bint gate_is_ours(self):
         return fp_claim_number(load(self.segment.at.gate.claim)) == self.terms.number & NUMBER_MASK
@@ -457,6 +464,7 @@ cdef class Loop:
             self.report(error, phrases[elements.doing], self.out.number, elements.element)
             return False
         finally:
+            self.out.relax()
             elements.element = None  # keep nothing alive between runs
         return elements.left == 0
 

@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
+
+from fastpool.arrays import Array, Slices, cut
 from fastpool.functions import Function, Functions
 
 INT64 = range(-(2**63), 2**63)
@@ -32,6 +35,10 @@ class MapJob:
         The most tasks that are handed out and not collected.
     worker_lifespan : int or None
         Tasks after which a worker is replaced.
+    join : bool
+        The input is an array in `Slices`, and array results are to be joined.
+    out : numpy.ndarray or None
+        What they are to be written into.
     """
 
     functions: Functions
@@ -41,6 +48,8 @@ class MapJob:
     chunk_size: float | None
     max_tasks_active: int | None
     worker_lifespan: int | None
+    join: bool = False
+    out: Array | None = None
 
     @property
     def as_range(self) -> range | None:
@@ -66,6 +75,9 @@ def make_map_job(
     worker_lifespan: int | None,
     worker_init: Function | None,
     worker_exit: Function | None,
+    concatenate_numpy_output: bool,
+    out: Array | None,
+    n_jobs: int,
 ) -> MapJob:
     """Check the arguments of a map.
 
@@ -84,20 +96,52 @@ def make_map_job(
     _check_int("n_splits", n_splits, least=1)
     _check_int("worker_lifespan", worker_lifespan, least=1)
     _check_chunk_size(chunk_size)
+    if not isinstance(concatenate_numpy_output, bool):
+        kind = type(concatenate_numpy_output).__name__
+        raise TypeError(f"concatenate_numpy_output must be a bool, not {kind}")
+    _check_out(out, iterable_of_args, concatenate_numpy_output)
+    functions = Functions(func, worker_init, worker_exit)
+    lifespan = None if worker_lifespan is None else min(worker_lifespan, MOST_UNITS)
+    if isinstance(iterable_of_args, numpy.ndarray):
+        slices = _slices(iterable_of_args[:iterable_len], n_jobs, chunk_size, n_splits)
+        return MapJob(
+            functions, slices, len(slices), None, 1.0, max_tasks_active, lifespan, concatenate_numpy_output, out
+        )
     length = _length(iterable_of_args, iterable_len)
     if chunk_size is None and n_splits is not None:
         if length is None:
             raise ValueError("n_splits needs a known number of tasks: give iterable_len, or an iterable with a length")
         chunk_size = max(1.0, length / n_splits)
     return MapJob(
-        functions=Functions(func, worker_init, worker_exit),
+        functions=functions,
         iterable=iterable_of_args,
         length=length,
         limit=iterable_len,
         chunk_size=None if chunk_size is None else min(chunk_size, MOST_UNITS),
         max_tasks_active=max_tasks_active,
-        worker_lifespan=None if worker_lifespan is None else min(worker_lifespan, MOST_UNITS),
+        worker_lifespan=lifespan,
     )
+
+
+def _slices(array: Array, n_jobs: int, chunk_size: float | None, n_splits: int | None) -> Slices:
+    if isinstance(array, numpy.memmap):
+        array = array.view(numpy.ndarray)  # its slices are arrays like any other
+    return Slices(array, cut(len(array), array.nbytes, n_jobs, chunk_size, n_splits))
+
+
+def _check_out(out: Any, iterable: Any, join: bool) -> None:
+    if isinstance(iterable, numpy.ndarray) and iterable.ndim == 0:
+        raise TypeError("iterable_of_args must have an axis to be cut along; this array has no dimensions")
+    if out is None:
+        return
+    if not isinstance(out, numpy.ndarray):
+        raise TypeError(f"out must be a numpy array or None, not {type(out).__name__}")
+    if not isinstance(iterable, numpy.ndarray):
+        raise ValueError("out is for maps over a numpy array")
+    if not join:
+        raise ValueError("out and concatenate_numpy_output=False exclude each other")
+    if not out.flags.writeable:
+        raise ValueError("out must be writeable")
 
 
 def _length(iterable: Iterable[Any], limit: int | None) -> int | None:

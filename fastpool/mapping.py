@@ -6,9 +6,11 @@ import time
 from typing import Any
 
 from fastpool._feed import Feed
+from fastpool._plan import is_public
+from fastpool.arrays import Joiner, Slices
 from fastpool.job import MapJob
 from fastpool.options import PoolOptions
-from fastpool.schedule import AHEAD, CHUNK_NS, Schedule, collect_grain
+from fastpool.schedule import CHUNK_NS, Schedule, collect_grain
 from fastpool.supervisor import Supervisor
 
 UNIT_TASK, UNIT_CHUNK = 1, 2
@@ -26,7 +28,7 @@ def chunk_bytes(options: PoolOptions) -> int:
     return max(1, min(CHUNK_BYTES, options.memory_limit // (4 * options.n_jobs + 4)))
 
 
-def run(supervisor: Supervisor, job: MapJob) -> list[Any]:
+def run(supervisor: Supervisor, job: MapJob) -> Any:
     """Run a map to its end. On any error all workers are stopped, and the error is raised."""
     with supervisor.map_call(job.functions):
         return MapRun(supervisor, job).results()
@@ -47,14 +49,17 @@ class MapRun:
         self.schedule = Schedule(job, self.n_jobs)
         self.chunk_bytes = NO_LIMIT if job.chunk_size is not None else chunk_bytes(supervisor.options)
         self.before = self.segment.totals()
+        self.joiner: Joiner | None = None
 
-    def results(self) -> list[Any]:
+    def results(self) -> Any:
         size = self._publish()
         self.segment.wake(self.n_jobs)
         if not self.supervisor.living and self.job.length is not None and self.job.length <= FEW_TASKS * self.n_jobs:
             self._try_one_worker(self.job.length)
         while True:
             all_gathered = self.supervisor.gather()
+            if self.joiner is not None:
+                self.joiner.consider(self.collector.sample)
             if self.feed is not None:
                 self._feed()
             elif self.job.max_tasks_active is not None:
@@ -66,7 +71,13 @@ class MapRun:
                 self.supervisor.sleep(self._grain())
         if self.feed is not None:
             size = self.feed.tasks
-        return self.collector.finish(size)
+        results = self.collector.finish(size)
+        return results if self.joiner is None else self._join(self.joiner, results)
+
+    def _join(self, joiner: Joiner, results: list[Any]) -> Any:
+        if joiner.is_spoiled:
+            self.supervisor.keep_until_workers_end(joiner.whole)
+        return joiner.join(results)
 
     def _try_one_worker(self, tasks: int) -> None:
         """A few tiny tasks are done by one worker before a second could be forked: give it a moment to show that."""
@@ -90,8 +101,8 @@ class MapRun:
         size = len(self.range) if self.range is not None else 0
         whole = int(job.chunk_size) if job.chunk_size is not None else 0
         if self.range is None:
-            self.feed = Feed(self.segment, job.iterable, job.limit)
-            exact = type(job.iterable) in (list, tuple, range)
+            self.feed = self._make_feed()
+            exact = type(job.iterable) in (list, tuple, range, Slices)
             size = job.length if exact and job.length is not None else 0
         number = self.segment.publish(
             unit=UNIT_TASK if self.range is not None else UNIT_CHUNK,
@@ -108,7 +119,20 @@ class MapRun:
             total=None if self.range is None else size,
         )
         self.collector.begin(number, size, self.feed)
+        if job.join:
+            assert isinstance(job.iterable, Slices)
+            self.joiner = Joiner(self.segment, job.iterable, job.out)
         return size
+
+    def _make_feed(self) -> Feed:
+        job = self.job
+        living = self.supervisor.living_can_read()
+        may_read = bool(living) and all(living)
+        may_inherit = all(living) and type(job.iterable) is Slices  # elements of a list may be taken out of it
+        steady = type(job.iterable) in (list, tuple, Slices)
+        if isinstance(job.iterable, Slices) and (may_read or may_inherit or is_public(job.iterable.array)):
+            self.schedule.ahead = len(job.iterable)  # chunks are no more than where they are
+        return Feed(self.segment, job.iterable, job.limit, steady, may_read, may_inherit)
 
     def _has_unclaimed(self) -> bool:
         if self.feed is not None:
@@ -124,6 +148,8 @@ class MapRun:
         return feed.exhausted and not feed.has_pending and self.collector.collected == feed.tasks
 
     def _grain(self) -> int:
+        if self.joiner is not None and not self.joiner.considered:
+            return 1
         left = None if self.job.length is None else self.job.length - self.collector.collected
         return collect_grain(left, self.n_jobs, self.job.max_tasks_active)
 
@@ -157,7 +183,7 @@ class MapRun:
             self.segment.finish_input(feed.published)
             self.segment.wake(self.n_jobs)
         else:
-            self.segment.call_when_claimed(max(0, feed.published - AHEAD * self.n_jobs // 2))
+            self.segment.call_when_claimed(max(0, feed.published - self.schedule.ahead // 2))
 
     def _publish_chunk(self, feed: Feed) -> bool:
         self.collector.expect(feed.tasks)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any
 
+import numpy
+
 from fastpool import mapping
 from fastpool.job import make_map_job
 from fastpool.options import make_options
@@ -89,14 +91,19 @@ class WorkerPool:
         n_splits: int | None = None,
         worker_lifespan: int | None = None,
         *,
+        concatenate_numpy_output: bool = True,
         worker_init: Callable[..., Any] | None = None,
         worker_exit: Callable[..., Any] | None = None,
-    ) -> list[Any]:
+        out: numpy.ndarray[Any, Any] | None = None,
+    ) -> Any:
         """Call a function with each element of an input, in the workers, and return the results in order.
 
         An element that is a tuple, a list or another iterable (but no str, bytes or array) is unpacked as positional
         arguments, a dict as keyword arguments; anything else is the one argument. The function gets, before them, what
         the pool was told to pass: worker id, shared objects, worker state.
+
+        A numpy array is cut along axis 0, and the function is called with each chunk, an array. It may overwrite its
+        chunk: the caller sees nothing of that, unless the input is shared (:func:`fastpool.asshared`).
 
         Parameters
         ----------
@@ -109,19 +116,26 @@ class WorkerPool:
             The most tasks that may be handed out and not collected. Default: a few chunks for each worker.
         chunk_size : int or float, optional
             Tasks a worker takes at a time (a float: on average). Default: from measured speed. Wins over `n_splits`.
+            Of an array: rows of a chunk. Default: ``4 * n_jobs`` chunks, more if these had over 2 MB.
         n_splits : int, optional
             Number of chunks.
         worker_lifespan : int, optional
             A worker ends after the chunk in which it has run this many tasks, and another takes its place.
+        concatenate_numpy_output : bool, default True
+            Of a map over an array: join array results along axis 0.
         worker_init : callable, optional
             Called once in each worker, before its first task.
         worker_exit : callable, optional
             Called once in each worker that ran a task, when it ends; what it returns is in :meth:`get_exit_results`.
+        out : numpy.ndarray, optional
+            Of a map over an array: what the joined results are written into. If it is shared, workers do that without
+            a copy.
 
         Returns
         -------
-        list
-            ``func``'s results, in the order of the input.
+        list or numpy.ndarray
+            ``func``'s results, in the order of the input; of a map over an array, one array, or `out`. Arrays of 1 MB
+            and more lie in shared memory, which is used again when they are gone.
 
         Raises
         ------
@@ -150,6 +164,9 @@ class WorkerPool:
             worker_lifespan,
             worker_init,
             worker_exit,
+            concatenate_numpy_output,
+            out,
+            self._supervisor.options.n_jobs,
         )
         with self._exclusively():
             if self._finalizer is None:

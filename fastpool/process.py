@@ -44,7 +44,7 @@ class Popen:
             gc.freeze()  # before the first collection copies the parent's pages
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; Ctrl-C reaches the whole group
             signal.set_wakeup_fd(-1)  # the parent's event loop is not ours
-            self.segment.enter_worker()
+            self.segment.enter_worker(self.worker_id)
             code = worker._bootstrap(parent_sentinel=self.segment.owner_fd)  # type: ignore[attr-defined]
         except BaseException:
             traceback.print_exc()

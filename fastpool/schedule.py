@@ -30,6 +30,7 @@ class Schedule:
         self.job = job
         self.n_workers = n_workers
         self.chunks = 0
+        self.ahead = AHEAD * n_workers  # chunks that may wait, unclaimed
         self.even: int | None = None  # a size that divides the lifespan, so that no worker outlives it
         if job.worker_lifespan is not None and job.chunk_size is None:
             most = FIRST_TASKS if job.length is None else max(1, job.length // (4 * n_workers))
@@ -53,7 +54,7 @@ class Schedule:
 
     def may_feed(self, fed: int, collected: int, unclaimed: int) -> int:
         """The most tasks that may be fed now: 0 while the window is full."""
-        if unclaimed >= AHEAD * self.n_workers:
+        if unclaimed >= self.ahead:
             return 0
         if self.job.max_tasks_active is None:
             return MOST_TASKS if self.job.chunk_size is None else math.ceil(self.job.chunk_size) + 1

@@ -14,6 +14,7 @@ from typing import Any
 from fastpool import functions, remote, worker
 from fastpool._collect import Collector
 from fastpool._native import Segment
+from fastpool.arrays import shared_memory
 from fastpool.errors import WorkerDiedError
 from fastpool.functions import Functions
 from fastpool.machine import cpu_count
@@ -44,6 +45,7 @@ class Supervisor:
         self._collector: Collector | None = None
         self._workers: dict[int, WorkerProcess] = {}
         self._leaving: list[WorkerProcess] = []  # have written their last word, not yet waited for
+        self._in_use_by_workers: list[Any] = []
         self._functions: Functions | None = None
         self._version = 0
         self._blob: bytes | None = None
@@ -69,9 +71,9 @@ class Supervisor:
     def _prepare(self, new: Functions) -> None:
         self._check_owner()
         if self._segment is None:
+            shared_memory()  # mapped in workers too, whenever an array is made in it
             n_jobs = self.options.n_jobs
             self._segment = Segment(n_jobs, RING_BYTES, self.options.memory_limit, cpu_count())
-            self._segment.adopt_heap(n_jobs)
             self._collector = Collector(self._segment)
         self.bury(self._ended_meanwhile())
         if not self._workers:
@@ -130,6 +132,14 @@ class Supervisor:
     def living(self) -> int:
         """Workers that can take tasks."""
         return len(self._workers)
+
+    def living_can_read(self) -> list[bool]:
+        """Of each living worker: can it read this process's memory?"""
+        return [self.segment.reads_owner(worker_id) is True for worker_id in self._workers]
+
+    def keep_until_workers_end(self, memory: Any) -> None:
+        """A worker has an object of the user's in this memory."""
+        self._in_use_by_workers.append(memory)
 
     def start_worker(self, worker_id: int) -> None:
         """Fork a worker into a free lane."""
@@ -283,4 +293,5 @@ class Supervisor:
                 except ChildProcessError:  # somebody else's SIGCHLD handler was faster
                     logger.debug("worker %d was reaped by somebody else", worker_id)
                 segment.reaped(worker_id)
+        self._in_use_by_workers.clear()
         segment.close()

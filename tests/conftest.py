@@ -14,6 +14,10 @@ import numpy  # noqa: F401  (what it opens and starts for good is there before t
 import pytest
 from leftovers import leftovers, settle, snapshot
 
+from fastpool.arrays import shared_memory
+
+shared_memory()  # for the life of the process
+
 failed_in_call = pytest.StashKey[bool]()
 
 

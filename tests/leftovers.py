@@ -200,7 +200,7 @@ def shared_mappings() -> Iterator[str]:
 
 
 def shared_files() -> frozenset[str]:
-    """What this user has in /dev/shm, where names outlive processes."""
+    """What fastpool or multiprocessing of this user has in /dev/shm, where names outlive processes."""
     found = set()
     try:
         entries = list(os.scandir("/dev/shm"))
@@ -208,7 +208,8 @@ def shared_files() -> frozenset[str]:
         return frozenset()
     for entry in entries:
         try:
-            if entry.stat(follow_symlinks=False).st_uid == os.getuid():
+            ours = entry.name.startswith(("fp", "psm_", "sem.mp-"))
+            if ours and entry.stat(follow_symlinks=False).st_uid == os.getuid():
                 found.add(entry.name)
         except OSError:  # gone meanwhile
             continue

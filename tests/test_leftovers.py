@@ -81,7 +81,7 @@ def a_shared_mapping() -> Iterator[str]:
 
 @contextmanager
 def a_name_in_dev_shm() -> Iterator[str]:
-    path = Path("/dev/shm", f"left-over-{uuid.uuid4().hex}")
+    path = Path("/dev/shm", f"fp-left-over-{uuid.uuid4().hex}")
     path.touch()
     try:
         yield f"entry of /dev/shm: {path.name}"

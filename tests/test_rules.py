@@ -25,10 +25,12 @@ LAYERS = [
     {"supervisor"},
     {"schedule", "process", "worker", "remote"},
     {"job", "options"},
+    {"arrays"},
     {"functions"},
     {"_worker", "_collect"},
     {"_feed", "_lane"},
-    {"_codec"},
+    {"_codec", "_plan"},
+    {"_nursery", "_packed"},
     {"_native"},
     {"errors", "machine"},
 ]

@@ -1,0 +1,21 @@
+from libc.stdint cimport uint32_t, uint64_t
+
+from fastpool._native cimport Segment
+
+
+cdef struct Nursery:
+    void *plain            # numpy's own allocator, for everything else
+    unsigned char *base    # the segment
+    unsigned char *end
+    uint32_t worker
+    size_t wanted          # allocations of this size are served; 0: none
+    unsigned char *place   # where the first of them goes, NULL: into a block
+    bint place_taken       # and has not been freed
+    void *given            # memory that was given away with its array, which is about to die
+    bint off               # this process is a fork of the worker
+    bint blocks            # it has allocated a block
+
+cdef Nursery nursery  # of this worker
+
+cdef int install(Segment segment, uint32_t worker) except -1
+cdef bint is_block(void *data, uint64_t size) noexcept

@@ -1,0 +1,1 @@
+"""numpy's memory in a worker."""
