@@ -167,7 +167,7 @@ cdef class BufferEncoder(Encoder):
             return 0
         elif self.steady and space is not NULL and space.ident == self.segment.ident:
             refer(buffer, FP_FROM_SPACE, space, data)
-        elif self.steady and self.may_inherit and space is NULL and is_private(keep):
+        elif self.steady and self.may_inherit and not self.fresh and space is NULL and is_private(keep):
             refer(buffer, FP_BORN_WITH, NULL, data)
         elif self.steady and self.may_read:
             refer(buffer, FP_IN_OWNER, NULL, data)

@@ -38,6 +38,9 @@ cdef inline Allocator *plain(void *ctx) noexcept:
 cdef inline bint is_shared(const void *at) noexcept:
     return space_of(at, 1) is not NULL
 
+cdef inline bint is_own(const Nursery *state, const void *at) noexcept:
+    return state.base <= <const unsigned char *>at < state.end
+
 cdef void *from_nursery(Nursery *state, size_t size) noexcept:
     """Shared memory for an allocation, or NULL."""
     cdef uint64_t offset = 0
@@ -74,7 +77,7 @@ cdef void give_back(void *ctx, void *at, size_t size) noexcept:
         state.given = NULL
     elif at == state.place:
         state.place_taken = False
-    else:  # of a place that was taken for good, this refuses
+    elif is_own(state, at):  # of a place that was taken for good, the core refuses
         block_free(<fp_segment *>state.base, <uint64_t>(<unsigned char *>at - state.base))
 
 cdef void *resize(void *ctx, void *at, size_t size) noexcept:
@@ -93,8 +96,12 @@ cdef void *resize(void *ctx, void *at, size_t size) noexcept:
 cdef int install(Segment segment, uint32_t worker) except -1:
     """Take part in numpy's allocations in this thread from now on."""
     global former
-    former = PyDataMem_GetHandler()
-    nursery.plain = PyCapsule_GetPointer(former, "mem_handler")
+    if former is None:  # else this process is a fork of a worker
+        former = PyDataMem_GetHandler()
+        nursery.plain = PyCapsule_GetPointer(former, "mem_handler")
+    nursery.wanted = 0
+    nursery.place = nursery.given = NULL
+    nursery.place_taken = nursery.off = False
     nursery.base = <unsigned char *>segment.at
     nursery.end = nursery.base + segment.at.bytes
     nursery.worker = worker
@@ -107,7 +114,7 @@ cdef int install(Segment segment, uint32_t worker) except -1:
 cdef bint is_block(void *data, uint64_t size) noexcept:
     """Is this memory a block that the nursery gave for an array of that size?"""
     cdef const fp_block *block
-    if not nursery.base <= <unsigned char *>data < nursery.end or size != nursery.wanted or nursery.place is not NULL:
+    if not is_own(&nursery, data) or size != nursery.wanted or nursery.place is not NULL:
         return False
     block = <const fp_block *>data - 1
     return block.asked == size and load(block.state) == FP_BLOCK_USED

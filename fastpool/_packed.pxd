@@ -12,6 +12,7 @@ cdef class Packer:
     cdef unsigned char *packed     # the item, after pack_array or pack_pickle
     cdef uint64_t packed_bytes
     cdef uint64_t packed_room
+    cdef bint fresh                # what is being placed was made by the packer itself
 
     cdef bint pack_array(self, object array) except -1
     cdef int pack_pickle(self, bytes pickled, list buffers) except -1

@@ -123,10 +123,12 @@ cdef class Packer:
         if strided and not self.reachable(array, &buffer):
             array = numpy.ascontiguousarray(array)
             strided = False
+            self.fresh = True
         if not strided:
             buffer.bytes = cnp.PyArray_NBYTES(array)
             buffer.where = FP_INLINE
             self.place(cnp.PyArray_DATA(array), buffer.bytes, array, &buffer)
+            self.fresh = False
         cdef int ndim = cnp.PyArray_NDIM(array)
         cdef int kind = native_type(array.dtype)
         cdef bytes dtype = b"" if kind >= 0 else dtype_bytes(array.dtype)
