@@ -742,6 +742,49 @@ static void test_each_damaged_word_is_seen(void) {
   fp_arena_destroy(&arena);
 }
 
+static uint64_t resident(const fp_arena *arena) {
+  uint64_t page = fp_page_bytes(), n = 0;
+  for (uint64_t at = arena->segment->rings_at; at + page <= arena->bytes; at += page) {
+    const unsigned char *bytes = fp_at(arena->segment, at);
+    int used = 0;
+    for (uint64_t i = 0; i < page && !used; i += 8) used = bytes[i] != 0;
+    n += used;
+  }
+  return n * page;
+}
+
+static void test_shed_keeps_what_is_held(void) {
+  fp_arena arena = make(2, 4096, 2 * MB);
+  fp_segment *segment = arena.segment;
+  uint64_t held[2], lost[6], n = 0;
+  memset(fp_at(segment, segment->rings_at), 0xff, 2 * 4096);
+  for (uint32_t owner = 0; owner < 3;
+       owner++) { /* of three blocks each, the middle ones of two heaps are held */
+    for (int i = 0; i < 3; i++) {
+      uint64_t offset = alloc(segment, owner, 100000);
+      memset(fp_at(segment, offset), 0x11 + (int)owner, 100000);
+      if (i == 1 && owner < 2)
+        held[owner] = offset;
+      else if (n < 6)
+        lost[n++] = offset;
+    }
+  }
+  CHECK_EQ(fp_arena_shed(&arena, held, 2), 0);
+  CHECK_EQ(arena.fd, -1);
+  for (uint32_t owner = 0; owner < 2; owner++) {
+    const unsigned char *at = fp_at(segment, held[owner]);
+    for (int i = 0; i < 100000; i++) CHECK_EQ(at[i], 0x11 + (int)owner);
+    CHECK(fp_block_check(segment, owner, held[owner], 100000));
+  }
+  CHECK(resident(&arena) < 2 * 100000 + 16 * fp_page_bytes());
+  for (uint64_t i = 0; i < n; i++) CHECK_EQ(fp_block_free(segment, lost[i]), FP_DAMAGED);
+  CHECK_EQ(fp_block_free(segment, held[0]), 0);
+  fp_heap_trim(segment, 0, 0);
+  CHECK_EQ(measure(segment, 0).bytes_used, 0);
+  CHECK(resident(&arena) < 100000 + 16 * fp_page_bytes());
+  fp_arena_destroy(&arena);
+}
+
 int main(void) {
   RUN(test_parts_are_apart_and_aligned);
   RUN(test_a_new_segment_has_nothing_to_do);
@@ -756,6 +799,7 @@ int main(void) {
   RUN(test_trim_lowers_top);
   RUN(test_against_a_model);
   RUN(test_sweep_frees_what_nobody_holds);
+  RUN(test_shed_keeps_what_is_held);
   RUN(test_heaps_that_grow_at_once_keep_the_cap);
   RUN(test_owner_allocates_while_the_holder_frees);
   RUN(test_a_heap_is_whole_after_its_owner_was_killed);

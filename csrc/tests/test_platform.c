@@ -493,6 +493,36 @@ static void barrier_answers(void) {
 }
 static void test_barrier(void) { both_ways(barrier_answers, FP_REFUSE_BARRIER); }
 
+static void test_read_process(void) {
+  static uint64_t words[3] = {1, 2, 3};
+  uint64_t copy[3] = {0};
+  int owner = getpid(), pipe_fds[2], status;
+  CHECK_EQ(pipe(pipe_fds), 0);
+  int pid = fp_fork(); /* whose memory is its own: it reads ours, as it is when it reads */
+  CHECK(pid >= 0);
+  if (pid == 0) {
+    char go;
+    if (read(pipe_fds[0], &go, 1) != 1) _exit(1);
+    int error = fp_read_process(owner, (uint64_t)(uintptr_t)words, copy, sizeof copy);
+    if (error == -EPERM || error == -ENOSYS) _exit(77); /* this system does not let us */
+    if (error || copy[0] != 9 || copy[2] != 3 || words[0] != 1) _exit(2);
+    if (fp_read_process(owner, 8, copy, 8) != -EFAULT) _exit(3);
+    if (fp_read_process(owner, 8, copy, 0) != 0) _exit(4);
+    fp_platform_refuse(FP_REFUSE_READ);
+    _exit(fp_read_process(owner, (uint64_t)(uintptr_t)words, copy, sizeof copy) == -EPERM ? 0 : 5);
+  }
+  words[0] = 9;
+  CHECK_EQ(write(pipe_fds[1], "g", 1), 1);
+  CHECK_EQ(waitpid(pid, &status, 0), pid);
+#ifdef FP_POSIX
+  CHECK_EQ(WEXITSTATUS(status), 77);
+#else
+  CHECK(WIFEXITED(status) && (WEXITSTATUS(status) == 0 || WEXITSTATUS(status) == 77));
+#endif
+  close(pipe_fds[0]);
+  close(pipe_fds[1]);
+}
+
 static void test_clock(void) {
   uint64_t before = fp_now_ns();
   fp_yield();
@@ -518,6 +548,7 @@ int main(void) {
   RUN(test_many_owners);
   RUN(test_forks_while_others_open);
   RUN(test_barrier);
+  RUN(test_read_process);
   RUN(test_clock);
   munmap(fork_of_worker, sizeof(int));
   return done();
