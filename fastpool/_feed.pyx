@@ -273,9 +273,10 @@ cdef class Feed:
         if count > self.limit - self.tasks:
             count = self.limit - self.tasks
         encoder.number = self.tasks
+        cdef uint64_t at_once = max(1, min(NUMBERS_AT_ONCE, most_bytes // 8))
         while self.pending < count:
             if self.plain is not None:
-                many = encoder.put_numbers(self.plain, self.tasks, min(count - self.pending, NUMBERS_AT_ONCE))
+                many = encoder.put_numbers(self.plain, self.tasks, min(count - self.pending, at_once))
                 self.pending += many
                 self.tasks += many
                 if many and encoder.writer.position + encoder.blob_bytes < most_bytes:

@@ -54,8 +54,8 @@ class MapRun:
     def results(self) -> Any:
         size = self._publish()
         self.segment.wake(self.n_jobs)
-        if not self.supervisor.living and self.job.length is not None and self.job.length <= FEW_TASKS * self.n_jobs:
-            self._try_one_worker(self.job.length)
+        if not self.supervisor.living and self._is_little():
+            self._try_one_worker()
         while True:
             all_gathered = self.supervisor.gather()
             if self.joiner is not None:
@@ -79,20 +79,25 @@ class MapRun:
             self.supervisor.keep_until_workers_end(joiner.whole)
         return joiner.join(results)
 
-    def _try_one_worker(self, tasks: int) -> None:
+    def _is_little(self) -> bool:
+        """May this be too little work for a second worker? Only of input that does not keep us waiting."""
+        quick = self.range is not None or type(self.job.iterable) in (list, tuple)
+        return quick and self.job.length is not None and self.job.length <= FEW_TASKS * self.n_jobs
+
+    def _try_one_worker(self) -> None:
         """A few tiny tasks are done by one worker before a second could be forked: give it a moment to show that."""
-        every, self.workers = self.workers, min(1, self.workers)
+        every, self.workers = self.workers, 0
         if self.feed is not None:
             self._feed()
-        self.segment.call_when_claimed(1)
-        self.supervisor.start_workers(self.workers, self._has_unclaimed)
+        self.segment.call_when_claimed(1)  # before there is anybody who could claim
+        self.supervisor.start_workers(1, self._has_unclaimed)
         if self.supervisor.living:
-            self.supervisor.sleep(tasks)  # until it claims, which is when it has come up
+            self.supervisor.sleep(FEW_TASKS * self.n_jobs)  # until it claims, which is when it has come up
             self.segment.call_when_claimed(NEVER)
             deadline = time.monotonic_ns() + MOMENT_NS
-            while self.supervisor.living and self.collector.collected < tasks and time.monotonic_ns() < deadline:
+            while self.supervisor.living and not self._is_done() and time.monotonic_ns() < deadline:
                 self.supervisor.gather()
-                self.supervisor.sleep(tasks, deadline)
+                self.supervisor.sleep(FEW_TASKS * self.n_jobs, deadline)
         self.workers = every
 
     def _publish(self) -> int:
