@@ -1,7 +1,7 @@
 """Interleaved measurement: every repeat runs each peer once, in turn, so that a slow moment hits all alike.
 
-Each peer gets a new pool in each repeat, and only one pool is there at a time. The results of a map that is not timed are
-compared with the plain loop's before anything is timed; those of the timed one are, too.
+Each peer gets a new pool in each repeat, and only one pool is there at a time. The results of a map that is not timed
+are compared with the plain loop's before anything is timed; those of the timed one are, too.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Settings:
 
     @property
     def patience(self) -> float:
-        return 0.5 if self.quick else 15.0
+        return 0.8 if self.quick else 15.0
 
     @property
     def at_least(self) -> int:
-        return min(self.repeats, 1 if self.quick else 2)
+        return min(self.repeats, 2)
 
 
 def measure(

@@ -7,6 +7,7 @@ tasks one by one, as `multiprocessing.Pool` does.
 
 from __future__ import annotations
 
+import logging
 import math
 import multiprocessing
 from abc import ABC, abstractmethod
@@ -198,7 +199,7 @@ class Ray(Peer):
         import ray
         from ray.util.multiprocessing import Pool
 
-        ray.init(num_cpus=self.n_jobs, include_dashboard=False, log_to_driver=False, logging_level="error")
+        ray.init(num_cpus=self.n_jobs, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         self.pool: Any = Pool(self.n_jobs)
 
     def map(self, function: Function, items: Sequence[Any]) -> list[Any]:
