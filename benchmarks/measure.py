@@ -60,9 +60,9 @@ def turns(name: str, peers: Sequence[type[Peer]], settings: Settings, progress: 
     """Whose turn it is. All that is done until the next turn is asked for counts against this one's patience."""
     spent = dict.fromkeys(peers, 0.0)
     for repeat in range(settings.repeats):
+        if repeat >= settings.at_least:
+            peers = [peer for peer in peers if spent[peer] / repeat * (repeat + 1) <= settings.patience]
         for peer in peers:
-            if repeat >= settings.at_least and spent[peer] / repeat * (repeat + 1) > settings.patience:
-                continue
             progress(f"{name}: repeat {repeat + 1} of {settings.repeats}, {peer.name}")
             start = time.perf_counter()
             yield peer

@@ -1,7 +1,12 @@
-"""PNG plots: for each case a bar per peer; efficiency over the length of a task."""
+"""PNG plots: for each case a bar per peer; efficiency over the length of a task.
+
+`python -m benchmarks.plots FILE DIR` draws what an earlier run wrote with `--json FILE`.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +16,7 @@ import matplotlib
 matplotlib.use("Agg")  # no display is needed
 
 from matplotlib import pyplot
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from .cases import BY_NAME, Case, Sweep
 from .peers import PEERS, Fastpool, Loop
@@ -89,7 +94,7 @@ def draw_sweep(sweep: Sweep, points: Sequence[CaseResult]) -> Any:
             )
     axes.axhline(SHARE, color=LINE, linewidth=1, linestyle="--")
     axes.set_xscale("log")
-    axes.set_ylim(0, None)
+    axes.set_ylim(0, max(1.0, axes.get_ylim()[1]))
     plain_ticks(axes.xaxis)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:.0%}"))
     axes.set_xlabel("length of a task in µs")
@@ -103,4 +108,16 @@ def draw_sweep(sweep: Sweep, points: Sequence[CaseResult]) -> Any:
 
 def plain_ticks(axis: Any) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_minor_locator(NullLocator())
+
+
+def main(record: str, folder: str) -> None:
+    results = json.loads(Path(record).read_text())["results"]
+    read = {name: [CaseResult.from_json(found) for found in case] for name, case in results.items()}
+    for file in draw(read, Path(folder)):
+        print(file)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

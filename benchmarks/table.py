@@ -80,7 +80,7 @@ def slow_peers(timings: Sequence[Timing]) -> str:
 
 def render_sweep(sweep: Sweep, points: Sequence[CaseResult]) -> str:
     title = wrap(f"{sweep.name}: {sweep.work}; {points[0].n_jobs} workers")
-    widths = (10, *(7 for _ in points), 13)
+    widths = (10, *(7 for _ in points), 11)
     headings = ("µs", *(microseconds(point.task_seconds) for point in points), "METG(50 %)")
     rows = [headings, *(sweep_row(points, peer) for peer in peers_of(points))]
     notes = ["- : not measured, being far below 5 % already at longer tasks"]
