@@ -79,8 +79,6 @@ class Sweep:
     seconds: float
     quick_seconds: float
     most_tasks: int
-    baseline: str | None = LOOP
-    array: bool = False
 
 
 # The input

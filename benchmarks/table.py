@@ -8,6 +8,7 @@ from typing import Any
 
 from .bars import Judged
 from .cases import Case, Sweep
+from .measure import HOPELESS
 from .peers import Fastpool, Loop
 from .results import CaseResult, Metg, Timing, curve_of, metg
 
@@ -83,7 +84,9 @@ def render_sweep(sweep: Sweep, points: Sequence[CaseResult]) -> str:
     widths = (10, *(7 for _ in points), 11)
     headings = ("µs", *(microseconds(point.task_seconds) for point in points), "METG(50 %)")
     rows = [headings, *(sweep_row(points, peer) for peer in peers_of(points))]
-    notes = ["- : not measured, being far below 5 % already at longer tasks"]
+    notes = []
+    if any("-" in cells for cells in rows[1:]):
+        notes.append(f"- : not measured, being below {HOPELESS:.0%} already at longer tasks")
     if slow := slow_peers(points[-1].timings):
         notes.append(slow)
     return "\n".join([title, *(line(cells, widths) for cells in rows), *(wrap(note, "  ") for note in notes)])
