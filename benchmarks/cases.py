@@ -151,7 +151,7 @@ CASES: tuple[Case, ...] = (
     Case("results_1mb", "an array of 1 MB from each task, warm pool", 400, 40, megabytes),
     Case(
         "sqrt_shared",
-        "np.sqrt of float64, asshared where there is such a thing, warm pool",
+        "np.sqrt of float64, fastpool's from asshared, warm pool",
         session=shared_array,
         **SQRT,
     ),
@@ -159,7 +159,7 @@ CASES: tuple[Case, ...] = (
     Case("sqrt_fine", "the same; the peers get it in pieces of 4 MB, one a task", session=array_in_fine_pieces, **SQRT),
     Case(
         "sqrt_first",
-        "np.sqrt of float64, an ordinary array, first map of a new pool",
+        "np.sqrt of float64, first map of a new pool",
         session=array_in_workers,
         warm=False,
         **SQRT,
