@@ -34,8 +34,8 @@ types: ## mypy
 ctest: ## the C core alone, plain and under the sanitizers
 models: ## the protocols, model-checked with spin
 
-bench: $(VENV)/.built $(VENV)/.peers ## fastpool beside its peers (ARGS=--quick)
-	$(RUN) -m benchmarks $(ARGS)
+bench: $(VENV)/.built $(VENV)/.peers ## fastpool beside its peers, figures and plots in benchmarks/results (ARGS=--quick)
+	$(RUN) -m benchmarks --plots --json benchmarks/results/results.json $(ARGS)
 
 clean: ## remove what was built, keep .venv
 	rm -rf build dist fastpool.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

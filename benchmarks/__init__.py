@@ -1,1 +1,1 @@
-"""fastpool beside a plain loop, `multiprocessing.Pool` and mpire, in one run: `python -m benchmarks`."""
+"""fastpool beside a plain loop and other pools, in one run: `python -m benchmarks`; see docs/benchmarks.md."""

@@ -1,150 +1,180 @@
-"""What is measured. Each case is data: the work in words, the function, its items, and how a peer runs it.
-
-Functions are module-level so that every peer can send them to its workers.
-"""
+"""What is measured. Each case is data: the work in words, what it is measured against, the work, and how it is run."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from .peers import Function, Peer
+import numpy as np
 
-QUICK = 10  # --quick divides the number of tasks by this
+from . import functions
+from .functions import Function
+from .peers import Peer
+
+LOOP = "[f(x) for x in xs]"
+NUMPY = "np.sqrt(a), one thread, a new array each time"
+PIECE = 4 << 20  # bytes
+
+Call = Callable[[], Any]
+Session = Callable[[Peer, Function, Any], AbstractContextManager[Call]]
+
+
+# How a case is run. What is timed is one call of what a session yields; its beginning and its end are not.
+
+
+@contextmanager
+def kept_pool(peer: Peer, function: Function, items: Any) -> Iterator[Call]:
+    with peer:
+        yield lambda: peer.map(function, items)
+
+
+@contextmanager
+def new_pool(peer: Peer, function: Function, items: Any) -> Iterator[Call]:
+    yield lambda: peer.once(function, items)
+
+
+@contextmanager
+def array_in_workers(peer: Peer, function: Function, array: Any) -> Iterator[Call]:
+    """In as many pieces as mpire cuts an array by default."""
+    with peer:
+        yield lambda: peer.map_array(function, array, 4 * peer.n_jobs)
+
+
+@contextmanager
+def array_in_fine_pieces(peer: Peer, function: Function, array: Any) -> Iterator[Call]:
+    with peer:
+        yield lambda: peer.map_array(function, array, max(4 * peer.n_jobs, array.nbytes // PIECE))
+
+
+@contextmanager
+def shared_array(peer: Peer, function: Function, array: Any) -> Iterator[Call]:
+    shared = peer.shared(array)
+    with array_in_workers(peer, function, shared) as call:
+        yield call
 
 
 @dataclass(frozen=True)
 class Case:
-    """`run` is what is timed; `prepare` and `finish` stand before and after it, untimed."""
+    name: str
+    work: str
+    n_tasks: int  # or items of the array
+    n_quick: int  # with --quick
+    prepare: Callable[[int], tuple[Function, Any]]  # from the number of tasks to the function and its input
+    session: Session = kept_pool
+    baseline: str | None = LOOP  # what the peer `loop` does; None: something else, no ratio against it says anything
+    warm: bool = True  # what is timed is not the first call of its session
+    array: bool = False  # the input is an array, the output too
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The same on a warm pool for tasks of every length, as many of each as the loop does in `seconds`."""
 
     name: str
     work: str
-    function: Function
-    items: Callable[[int], Sequence[Any]]  # from the number of tasks
-    n_tasks: int
-    prepare: Callable[[Peer, Function, Iterable[Any]], list[Any]]
-    run: Callable[[Peer, Function, Iterable[Any]], list[Any]]
-    finish: Callable[[Peer], None]
-    parallel: bool = True  # the loop does the same work, so a ratio against it says something
-
-    @property
-    def many_tasks(self) -> bool:
-        return self.n_tasks > 10_000
-
-    def tasks(self, quick: bool) -> int:
-        return self.n_tasks // QUICK if quick and self.many_tasks else self.n_tasks
+    lengths: tuple[float, ...]  # seconds of a task, shortest first
+    quick_lengths: tuple[float, ...]
+    seconds: float
+    quick_seconds: float
+    most_tasks: int
 
 
-def open_and_warm(peer: Peer, function: Function, items: Iterable[Any]) -> list[Any]:
-    peer.open()
-    return peer.warm(function, items)
+# The input
 
 
-def map_warm(peer: Peer, function: Function, items: Iterable[Any]) -> list[Any]:
-    return peer.map(function, items)
+def squares(n: int) -> tuple[Function, Any]:
+    return functions.square, range(n)
 
 
-def close(peer: Peer) -> None:
-    peer.close()
+def floats(n: int) -> tuple[Function, Any]:
+    return functions.halve_and_add, [i * 0.25 for i in range(n)]
 
 
-def once(peer: Peer, function: Function, items: Iterable[Any]) -> list[Any]:
-    return peer.once(function, items)
+def microseconds(n: int) -> tuple[Function, Any]:
+    [busy] = functions.busy_for(1e-6)
+    return busy, range(n)
 
 
-def nothing_to_finish(peer: Peer) -> None:
-    pass
+def dicts(n: int) -> tuple[Function, Any]:
+    return functions.small_dict, range(n)
 
 
-# The functions
+def tuples(n: int) -> tuple[Function, Any]:
+    return functions.small_tuple, range(n)
 
 
-def square(x: int) -> int:
-    return x * x
+def strings(n: int) -> tuple[Function, Any]:
+    return functions.length, [f"item {i}" for i in range(n)]
 
 
-def halve_and_add(x: float) -> float:
-    return x * 0.5 + 1.0
+def alternating(n: int) -> tuple[Function, Any]:
+    return functions.alternate, range(n)
 
 
-spins = 20  # how often the loop of `busy` turns; set by `calibrate` before any worker is forked
+def megabytes(n: int) -> tuple[Function, Any]:
+    return functions.megabyte, range(n)
 
 
-def busy(x: int) -> int:
-    for _ in range(spins):
-        x ^= 1
-    return x
-
-
-def calibrate(target: float = 1e-6, n_calls: int = 20_000) -> int:
-    """Set and return `spins`, so that one call of `busy` in a list comprehension takes `target` seconds."""
-    global spins
-
-    def seconds_per_call(n_spins: int) -> float:
-        global spins
-        spins = n_spins
-        start = time.perf_counter()
-        [busy(x) for x in range(n_calls)]
-        return (time.perf_counter() - start) / n_calls
-
-    low, high = 10, 110
-    at_low = min(seconds_per_call(low) for _ in range(5))
-    at_high = min(seconds_per_call(high) for _ in range(5))
-    per_spin = (at_high - at_low) / (high - low)
-    spins = max(0, round(low + (target - at_low) / per_spin))
-    return spins
+def roots(n: int) -> tuple[Function, Any]:
+    return np.sqrt, np.arange(n, dtype=np.float64)
 
 
 # The cases
 
-
-def floats(n_tasks: int) -> list[float]:
-    return [i * 0.25 for i in range(n_tasks)]
-
+SQRT: dict[str, Any] = {
+    "n_tasks": 50_000_000,
+    "n_quick": 5_000_000,
+    "prepare": roots,
+    "baseline": NUMPY,
+    "array": True,
+}
 
 CASES: tuple[Case, ...] = (
-    # First, while this process is small: a fork costs more the larger the heap is.
     Case(
-        name="start_stop",
-        work="a new pool, 8 tiny tasks, the pool gone",
-        function=square,
-        items=range,
-        n_tasks=8,
-        prepare=once,
-        run=once,
-        finish=nothing_to_finish,
-        parallel=False,
+        "start_stop",
+        "a new pool, 8 tiny tasks, the pool gone",
+        8,
+        8,
+        squares,
+        session=new_pool,
+        baseline=None,
     ),
+    Case("range_square", "x*x over a range, to a list, warm pool", 1_000_000, 100_000, squares),
+    Case("float_list", "x*0.5 + 1.0 over a list of floats, warm pool", 1_000_000, 100_000, floats),
+    Case("busy_1us", "tasks of about 1 µs each over a range, warm pool", 500_000, 50_000, microseconds),
+    Case("small_dicts", "a dict of 4 entries from each task, warm pool", 300_000, 30_000, dicts),
+    Case("small_tuples", "(int, float, str) from each task, warm pool", 300_000, 30_000, tuples),
+    Case("alternating", "int, float, None and str results in turn, warm pool", 300_000, 30_000, alternating),
+    Case("strings_in", "short strings in, their lengths out, warm pool", 1_000_000, 100_000, strings),
+    Case("results_1mb", "an array of 1 MB from each task, warm pool", 400, 40, megabytes),
     Case(
-        name="range_square",
-        work="x*x over a range, results to a list, warm pool",
-        function=square,
-        items=range,
-        n_tasks=1_000_000,
-        prepare=open_and_warm,
-        run=map_warm,
-        finish=close,
+        "sqrt_shared",
+        "np.sqrt of float64, fastpool's from asshared, warm pool",
+        session=shared_array,
+        **SQRT,
     ),
+    Case("sqrt_plain", "np.sqrt of float64, an ordinary array, warm pool", session=array_in_workers, **SQRT),
+    Case("sqrt_fine", "the same; the peers get it in pieces of 4 MB, one a task", session=array_in_fine_pieces, **SQRT),
     Case(
-        name="float_list",
-        work="x*0.5 + 1.0 over a list of floats, warm pool",
-        function=halve_and_add,
-        items=floats,
-        n_tasks=1_000_000,
-        prepare=open_and_warm,
-        run=map_warm,
-        finish=close,
-    ),
-    Case(
-        name="busy_1us",
-        work="tasks of about 1 µs each over a range, warm pool",
-        function=busy,
-        items=range,
-        n_tasks=500_000,
-        prepare=open_and_warm,
-        run=map_warm,
-        finish=close,
+        "sqrt_first",
+        "np.sqrt of float64, first map of a new pool",
+        session=array_in_workers,
+        warm=False,
+        **SQRT,
     ),
 )
+
+METG = Sweep(
+    "metg",
+    "efficiency over the length of a task, warm pool",
+    lengths=(0.05e-6, 0.1e-6, 0.2e-6, 0.5e-6, 1e-6, 2e-6, 5e-6, 10e-6, 20e-6, 50e-6, 100e-6),
+    quick_lengths=(0.05e-6, 0.2e-6, 1e-6, 5e-6, 20e-6, 100e-6),
+    seconds=0.1,
+    quick_seconds=0.02,
+    most_tasks=200_000,
+)
+
+SUITE: tuple[Case | Sweep, ...] = (*CASES, METG)
+BY_NAME: dict[str, Case | Sweep] = {case.name: case for case in SUITE}

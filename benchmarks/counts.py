@@ -20,15 +20,18 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import cases
-from .measure import environment
+from . import functions
+from .machine import environment
 from .peers import Fastpool
 
 NOT_RUN = 77  # exit status: no bar was missed, but a count could not be taken
 MIB = 1 << 20
+
+busy = partial(functions.busy, 32)  # about 1 µs
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,10 @@ def count_syscalls(sizes: Sizes) -> Count:
 
     if not shutil.which("strace"):
         return count(None, "strace is missing (apt-get install strace)")
-    spins, n_tasks = cases.calibrate(), sizes.syscall_tasks
+    n_tasks = sizes.syscall_tasks
     try:
-        fewer = traced_calls("syscalls", n_tasks, spins)
-        more = traced_calls("syscalls", 2 * n_tasks, spins)
+        fewer = traced_calls("syscalls", n_tasks)
+        more = traced_calls("syscalls", 2 * n_tasks)
     except (subprocess.CalledProcessError, NoSummary) as error:
         return count(None, f"strace cannot trace here: {error}")
     figure = (more - fewer) / n_tasks
@@ -145,14 +148,13 @@ def run_probe(probe: str, *arguments: int, wrapper: Sequence[str] = ()) -> dict[
 # In the child: the probes
 
 
-def probe_syscalls(n_tasks: int, spins: int) -> dict[str, Any]:
+def probe_syscalls(n_tasks: int) -> dict[str, Any]:
     """What is counted grows with the number of tasks only by the tasks: the pool is warm before the map."""
     from fastpool import WorkerPool
 
-    cases.spins = spins
     with WorkerPool(n_jobs=2, keep_alive=True) as pool:
-        pool.map(cases.busy, range(10_000))
-        done = len(pool.map(cases.busy, range(n_tasks)))
+        pool.map(busy, range(10_000))
+        done = len(pool.map(busy, range(n_tasks)))
     return {"tasks": done}
 
 
@@ -161,7 +163,7 @@ def probe_descriptors() -> dict[str, Any]:
 
     before = entries("/proc/self/fd")
     with WorkerPool(n_jobs=10, keep_alive=True) as pool:
-        pool.map(cases.square, range(1000))
+        pool.map(functions.square, range(1000))
         return {"before": before, "with_pool": entries("/proc/self/fd")}
 
 

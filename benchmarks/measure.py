@@ -1,23 +1,29 @@
 """Interleaved measurement: every repeat runs each peer once, in turn, so that a slow moment hits all alike.
 
-Each peer gets a new pool in each repeat, and only one pool is there at a time. The untimed first map warms
-it and is verified against the plain loop before anything is timed.
+Each peer gets a new pool in each repeat, and only one pool is there at a time. The results of a map that is not timed
+are compared with the plain loop's before anything is timed; those of the timed one are, too.
 """
 
 from __future__ import annotations
 
 import gc
-import os
-import platform
+import marshal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from statistics import median
 from typing import Any
 
-from .cases import Case
-from .peers import Loop, Peer, version_of
+import numpy as np
+
+from . import functions
+from .cases import Call, Case, Sweep
+from .functions import Function
+from .peers import Fastpool, Loop, Peer, fastpool_has_arrays
+from .results import CaseResult, Timing
+
+Progress = Callable[[str], None]
+
+HOPELESS = 0.05  # a peer whose efficiency is below this gets no shorter tasks
 
 
 class WrongResult(Exception):
@@ -25,117 +31,167 @@ class WrongResult(Exception):
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Seconds of each repeat of one peer in one case."""
+class Settings:
+    """`repeats` of each peer, of a slow one as many as it does in `patience` seconds and at least `at_least`."""
 
-    peer: str
-    seconds: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        return median(self.seconds)
+    n_jobs: int = 2
+    repeats: int = 5
+    quick: bool = False
 
     @property
-    def low(self) -> float:
-        return min(self.seconds)
+    def patience(self) -> float:
+        return 0.8 if self.quick else 15.0
 
     @property
-    def high(self) -> float:
-        return max(self.seconds)
-
-
-@dataclass(frozen=True)
-class CaseResult:
-    case: Case
-    n_tasks: int
-    n_jobs: int
-    timings: tuple[Timing, ...]
-
-    def timing(self, peer: str) -> Timing | None:
-        return next((timing for timing in self.timings if timing.peer == peer), None)
-
-    def ratio(self, slower: str, faster: str) -> float | None:
-        """How many times `faster` is as fast as `slower`."""
-        one, other = self.timing(slower), self.timing(faster)
-        return one.median / other.median if one and other else None
-
-    def efficiency(self, peer: str) -> float | None:
-        """The serial time, shared out over the workers, as a part of the time taken: 1.0 is ideal."""
-        ratio = self.ratio(Loop.name, peer)
-        return ratio / self.n_jobs if ratio is not None else None
+    def at_least(self) -> int:
+        return min(self.repeats, 2)
 
 
 def measure(
-    case: Case,
-    peers: Sequence[type[Peer]],
-    n_jobs: int,
-    repeats: int,
-    quick: bool,
-    progress: Callable[[str], None],
-) -> CaseResult:
-    n_tasks = case.tasks(quick)
-    items = case.items(n_tasks)
-    expected = [case.function(item) for item in items]
+    case: Case | Sweep, peers: Sequence[type[Peer]], settings: Settings, progress: Progress
+) -> list[CaseResult]:
+    """One result of a case, one for each length of a sweep."""
+    if isinstance(case, Sweep):
+        return measure_sweep(case, peers, settings, progress)
+    return [measure_case(case, peers, settings, progress)]
+
+
+def turns(name: str, peers: Sequence[type[Peer]], settings: Settings, progress: Progress) -> Iterator[type[Peer]]:
+    """Whose turn it is. All that is done until the next turn is asked for counts against this one's patience."""
+    spent = dict.fromkeys(peers, 0.0)
+    for repeat in range(settings.repeats):
+        if repeat >= settings.at_least:
+            peers = [peer for peer in peers if spent[peer] / repeat * (repeat + 1) <= settings.patience]
+        for peer in peers:
+            progress(f"{name}: repeat {repeat + 1} of {settings.repeats}, {peer.name}")
+            start = time.perf_counter()
+            yield peer
+            spent[peer] += time.perf_counter() - start
+
+
+# One case
+
+
+def measure_case(case: Case, peers: Sequence[type[Peer]], settings: Settings, progress: Progress) -> CaseResult:
+    n_tasks = case.n_quick if settings.quick else case.n_tasks
+    peers, skipped = able(case, peers)
+    function, items = case.prepare(n_tasks)
+    loop = Loop(settings.n_jobs)
+    expected = canonical(loop.map_array(function, items, 1) if case.array else loop.map(function, items))
     seconds: dict[str, list[float]] = {peer.name: [] for peer in peers}
-    for repeat in range(repeats):
-        for peer_type in peers:
-            if repeat < repeats_of(peer_type, case, repeats):
-                progress(f"{case.name}: repeat {repeat + 1} of {repeats}, {peer_type.name}")
-                seconds[peer_type.name].append(time_once(case, peer_type(n_jobs), items, expected))
-    timings = tuple(Timing(name, tuple(taken)) for name, taken in seconds.items())
-    return CaseResult(case, n_tasks, n_jobs, timings)
+    for peer in turns(case.name, peers, settings, progress):
+        seconds[peer.name].append(time_once(case, peer(settings.n_jobs), function, items, expected))
+    return CaseResult(case.name, n_tasks, settings.n_jobs, timings(seconds), skipped)
 
 
-def repeats_of(peer: type[Peer], case: Case, repeats: int) -> int:
-    if peer.many_tasks_repeats is None or not case.many_tasks:
-        return repeats
-    return min(repeats, peer.many_tasks_repeats)
+def able(case: Case, peers: Sequence[type[Peer]]) -> tuple[list[type[Peer]], dict[str, str]]:
+    """Those of the peers that can do a case, and why the others cannot."""
+    skipped: dict[str, str] = {}
+    if case.array and not fastpool_has_arrays():
+        skipped[Fastpool.name] = "this version of it has no maps over arrays"
+    return [peer for peer in peers if peer.name not in skipped], skipped
 
 
-def time_once(case: Case, peer: Peer, items: Sequence[Any], expected: list[Any]) -> float:
-    warm_results = case.prepare(peer, case.function, items)
+def time_once(case: Case, peer: Peer, function: Function, items: Any, expected: Any) -> float:
+    with case.session(peer, function, items) as call:
+        verify(case.name, peer, call(), expected)
+        if case.warm:
+            return timed(case.name, peer, call, expected)
+    with case.session(peer, function, items) as call:
+        return timed(case.name, peer, call, expected)
+
+
+def timed(case: str, peer: Peer, call: Call, expected: Any) -> float:
+    gc.collect()
+    start = time.perf_counter()
+    results = call()
+    taken = time.perf_counter() - start
+    verify(case, peer, results, expected)
+    return taken
+
+
+def timings(seconds: dict[str, list[float]]) -> tuple[Timing, ...]:
+    return tuple(Timing(peer, tuple(taken)) for peer, taken in seconds.items() if taken)
+
+
+# Tasks of every length
+
+
+@dataclass(frozen=True)
+class Point:
+    """The work at one length of a sweep, and what it took."""
+
+    function: Function
+    items: range
+    expected: Any
+    seconds: dict[str, list[float]]
+
+    def efficiency(self, peer: str, n_jobs: int) -> float:
+        return self.seconds[Loop.name][-1] / self.seconds[peer][-1] / n_jobs
+
+
+def measure_sweep(
+    sweep: Sweep, peers: Sequence[type[Peer]], settings: Settings, progress: Progress
+) -> list[CaseResult]:
+    """The loop always takes part: it says how long the tasks are."""
+    peers = [Loop, *(peer for peer in peers if peer is not Loop)]
+    points = make_points(sweep, peers, settings.quick)
+    for peer in turns(sweep.name, peers, settings, progress):
+        descend(sweep.name, peer(settings.n_jobs), points)
+    return [CaseResult(sweep.name, len(point.items), settings.n_jobs, timings(point.seconds)) for point in points]
+
+
+def make_points(sweep: Sweep, peers: Sequence[type[Peer]], quick: bool) -> list[Point]:
+    targets = sweep.quick_lengths if quick else sweep.lengths
+    serial = sweep.quick_seconds if quick else sweep.seconds
+    points = []
+    for target, function in zip(targets, functions.busy_for(*targets), strict=True):
+        items = range(min(sweep.most_tasks, round(serial / target)))
+        expected = canonical(Loop(1).map(function, items))
+        points.append(Point(function, items, expected, {peer.name: [] for peer in peers}))
+    return points
+
+
+def descend(name: str, peer: Peer, points: Sequence[Point]) -> None:
+    """From the longest tasks to the shortest, on one pool."""
+    with peer:
+        for point in reversed(points):
+
+            def call(point: Point = point) -> list[Any]:
+                return peer.map(point.function, point.items)
+
+            verify(name, peer, call(), point.expected)
+            point.seconds[peer.name].append(timed(name, peer, call, point.expected))
+            if point.efficiency(peer.name, peer.n_jobs) < HOPELESS:
+                break
+
+
+# What comes out must be what the loop yields
+
+
+def verify(case: str, peer: Peer, results: Any, expected: Any) -> None:
+    """`expected` is canonical."""
+    if not is_same(canonical(results), expected):
+        raise WrongResult(f"{case}: the results of {peer.name} are not those of the plain loop, in value or in type")
+
+
+def canonical(results: Any) -> Any:
+    """Arrays and lists of them as they are; else bytes that say every value and every type, nested ones too."""
+    if isinstance(results, np.ndarray) or (type(results) is list and results and isinstance(results[0], np.ndarray)):
+        return results
     try:
-        verify(case, peer, warm_results, expected)
-        del warm_results  # or every peer's timed results would need memory the process never had before
-        gc.collect()
-        start = time.perf_counter()
-        results = case.run(peer, case.function, items)
-        taken = time.perf_counter() - start
-        verify(case, peer, results, expected)
-        return taken
-    finally:
-        case.finish(peer)
+        return marshal.dumps(
+            results, 2
+        )  # the last version that writes the same object twice as it writes two equal ones
+    except ValueError:  # something that none of the cases yields
+        return None
 
 
-def verify(case: Case, peer: Peer, results: list[Any], expected: list[Any]) -> None:
-    if type(results) is not list or results != expected:
-        raise WrongResult(f"{case.name}: the results of {peer.name} are not those of the plain loop")
-    if list(map(type, results)) != list(map(type, expected)):
-        raise WrongResult(f"{case.name}: the results of {peer.name} have other types than those of the loop")
-
-
-# What the figures were taken on
-
-
-def environment(peers: Sequence[type[Peer]]) -> dict[str, Any]:
-    return {
-        "python": platform.python_version(),
-        "implementation": platform.python_implementation(),
-        "numpy": version_of("numpy"),
-        "peers": {peer.name: peer.version() for peer in peers if peer.package},
-        "cpu_count": os.cpu_count(),
-        "cpus_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "machine": platform.machine(),
-        "model": machine_model(),
-        "system": f"{platform.system()} {platform.release()}",
-    }
-
-
-def machine_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() in ("model name", "Model", "cpu model"):
-                return value.strip()
-    return platform.processor() or platform.machine()
+def is_same(found: Any, expected: Any) -> bool:
+    if type(found) is not type(expected):
+        return False
+    if isinstance(expected, list):
+        return len(found) == len(expected) and all(map(is_same, found, expected))
+    if isinstance(expected, np.ndarray):
+        return found.dtype == expected.dtype and np.array_equal(found, expected)
+    return bool(found == expected)
