@@ -1,6 +1,6 @@
 """Input that is no range: iterated in the parent, encoded in chunks, published for workers to claim."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from fastpool._native import Segment
@@ -9,7 +9,9 @@ class Feed:
     tasks: int
     exhausted: bool
     published: int
-    def __init__(self, segment: Segment, iterable: Iterable[Any], limit: int | None) -> None: ...
+    def __init__(
+        self, segment: Segment, iterable: Iterable[Any], limit: int | None, dumps: Callable[..., bytes]
+    ) -> None: ...
     @property
     def outstanding(self) -> int: ...
     @property

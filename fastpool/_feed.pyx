@@ -156,11 +156,14 @@ cdef class Feed:
         Iterated lazily, here and nowhere else.
     limit : int or None
         The most elements to take.
+    dumps : callable
+        For elements that have no record of their own kind.
     """
 
-    def __cinit__(self, Segment segment, iterable, limit):
+    def __cinit__(self, Segment segment, iterable, limit, dumps):
         self.segment = segment
         self.encoder = BufferEncoder(segment)
+        self.encoder.dumps = dumps
         self.iterator = iter(iterable)
         self.plain = iterable if type(iterable) is list else None
         self.quick = type(iterable) in (list, tuple, range)

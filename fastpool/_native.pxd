@@ -263,16 +263,18 @@ cdef class Segment:
     cdef fp_event *events
     cdef fp_watch *watches
     cdef int *pids
+    cdef int *status_fds
     cdef int *fds
     cdef int *ready
     cdef fp_owner owner
+    cdef int lent_fd
     cdef fp_spin spin
     cdef fp_spin worker_spin
     cdef readonly int lanes
-    cdef readonly int owner_pid
     cdef readonly bint closed
 
     cdef void _release(self)
+    cdef void _unlend(self)
     cdef int _place_spec(self, bytes blob) except -1
     cdef bytes read_spec(self, const fp_terms *terms)
     cdef void ring_parent(self) noexcept nogil

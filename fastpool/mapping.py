@@ -51,8 +51,8 @@ class MapRun:
     def results(self) -> list[Any]:
         size = self._publish()
         self.segment.wake(self.n_jobs)
-        if not self.supervisor.living and self.job.length is not None and self.job.length <= FEW_TASKS * self.n_jobs:
-            self._try_one_worker(self.job.length)
+        if self._may_suit_one_worker():
+            self._try_one_worker()
         while True:
             all_gathered = self.supervisor.gather()
             if self.feed is not None:
@@ -68,8 +68,15 @@ class MapRun:
             size = self.feed.tasks
         return self.collector.finish(size)
 
-    def _try_one_worker(self, tasks: int) -> None:
+    def _may_suit_one_worker(self) -> bool:
+        """Few tasks, of unknown length, and no workers yet; not where a worker takes long to come up."""
+        few = self.job.length is not None and self.job.length <= FEW_TASKS * self.n_jobs
+        return few and not self.supervisor.living and self.supervisor.options.start_method == "fork"
+
+    def _try_one_worker(self) -> None:
         """A few tiny tasks are done by one worker before a second could be forked: give it a moment to show that."""
+        assert self.job.length is not None
+        tasks = self.job.length
         every, self.workers = self.workers, min(1, self.workers)
         if self.feed is not None:
             self._feed()
@@ -90,7 +97,7 @@ class MapRun:
         size = len(self.range) if self.range is not None else 0
         whole = int(job.chunk_size) if job.chunk_size is not None else 0
         if self.range is None:
-            self.feed = Feed(self.segment, job.iterable, job.limit)
+            self.feed = Feed(self.segment, job.iterable, job.limit, self.supervisor.serializer.dumps)
             exact = type(job.iterable) in (list, tuple, range)
             size = job.length if exact and job.length is not None else 0
         number = self.segment.publish(

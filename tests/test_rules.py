@@ -25,12 +25,12 @@ LAYERS = [
     {"supervisor"},
     {"schedule", "process", "worker", "remote"},
     {"job", "options"},
-    {"functions"},
+    {"functions", "spawning"},
     {"_worker", "_collect"},
     {"_feed", "_lane"},
     {"_codec"},
     {"_native"},
-    {"errors", "machine"},
+    {"errors", "machine", "serializer"},
 ]
 
 
