@@ -64,13 +64,15 @@ def _first_that_fails(functions: Functions, serializer: Serializer) -> Function 
     return functions.task
 
 
-def loads(blob: bytes, serializer: Serializer, given: dict[str, bytes | None] | None) -> Functions:
+def loads(blob: bytes, serializer: Serializer, worker_id: int, given: dict[str, bytes | None] | None) -> Functions:
     """The reverse of :func:`dumps`.
 
     Parameters
     ----------
     blob : bytes
     serializer : Serializer
+    worker_id : int
+        Of this process.
     given : dict or None
         In a worker that is no fork, the fingerprints that came with each name; updated. None in a fork.
 
@@ -86,7 +88,7 @@ def loads(blob: bytes, serializer: Serializer, given: dict[str, bytes | None] | 
         functions = Functions(*serializer.loads(pickled))
     except Exception as error:
         what = ", ".join(name for name in names if name != NO_NAME)
-        raise SerializationError("function", None, None, f"{what}: {type(error).__qualname__}: {error}") from error
+        raise SerializationError("function", None, worker_id, f"{what}: {type(error).__qualname__}: {error}") from error
     for function, name, sent in zip(functions, names, fingerprints, strict=True):
         if fingerprint(function) != sent and (given is None or given.get(name, sent) != sent):
             raise StaleFunctionError(name)

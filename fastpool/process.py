@@ -40,7 +40,7 @@ def exit_code(pid: int, handle: int, status_fd: int, block: bool) -> int | None:
     if not connection.wait([handle], None if block else 0):
         return None
     try:
-        return forkserver.read_signed(status_fd)
+        return forkserver.read_signed(status_fd)  # type: ignore[no-any-return]
     except EOFError:
         raise ChildProcessError("the fork server is gone") from None
 

@@ -141,7 +141,7 @@ def _write(fd: int, part: memoryview, at: int) -> None:
         part, at = part[written:], at + written
 
 
-def unpack(packed: Packed, serializer: Serializer) -> Any:
+def unpack(packed: Packed, serializer: Serializer, worker_id: int) -> Any:
     """In a worker: the objects. Arrays lie in the shared memory, copied page by page where this worker writes.
 
     Raises
@@ -156,8 +156,8 @@ def unpack(packed: Packed, serializer: Serializer) -> Any:
     try:
         return serializer.loads(pickled, buffers=buffers)
     except Exception as error:
-        detail = f"unpickling failed in a worker with {type(error).__qualname__}: {error}"
-        raise SerializationError("shared_objects", None, None, detail) from error
+        detail = f"unpickling failed with {type(error).__qualname__}: {error}"
+        raise SerializationError("shared_objects", None, worker_id, detail) from error
     finally:
         for number in take(packed.forwarded):
             os.close(number)

@@ -63,7 +63,7 @@ class Host:
             if blob is None:
                 return None
             try:
-                self.functions = functions.loads(blob, self.serializer, self.given)
+                self.functions = functions.loads(blob, self.serializer, self.worker_id, self.given)
             except (functions.StaleFunctionError, SerializationError):  # this process was started before
                 return None
             self.version = version
@@ -144,11 +144,11 @@ class FreshHost(Host):
             return super().adopt(version, blob)
         assert blob is not None
         packed = self.outfit.shared_objects
-        shared = () if packed is None else (unpack(packed, self.serializer),)
+        shared = () if packed is None else (unpack(packed, self.serializer, self.worker_id),)
         self.leading = leading_arguments(
             self.worker_id, shared, self.outfit.pass_worker_id, self.outfit.use_worker_state
         )
-        self.functions = functions.loads(blob, self.serializer, self.given)
+        self.functions = functions.loads(blob, self.serializer, self.worker_id, self.given)
         self.version = version
         return self.functions.task, self.leading
 

@@ -14,6 +14,8 @@ import numpy  # noqa: F401  (what it opens and starts for good is there before t
 import pytest
 from leftovers import leftovers, settle, snapshot
 
+START_METHODS = ["fork", "spawn", "forkserver"]
+
 failed_in_call = pytest.StashKey[bool]()
 
 
@@ -32,6 +34,12 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     outcome = yield
     if call.when == "call":
         item.stash[failed_in_call] = outcome.get_result().failed
+
+
+@pytest.fixture(params=START_METHODS)
+def start_method(request: pytest.FixtureRequest) -> str:
+    """For what must hold however workers are started. Functions must be importable then."""
+    return str(request.param)
 
 
 @pytest.fixture(autouse=True)
