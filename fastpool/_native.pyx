@@ -302,7 +302,6 @@ cdef class Segment:
             fp_event_close(&self.events[i])
             self.reaped(i)
         fp_event_close(&self.bell_event)
-        self._unlend()
         fp_owner_close(&self.owner)
         fp_arena_destroy(&self.arena)
         self.at = NULL
@@ -428,7 +427,8 @@ cdef class Segment:
         return fd, status_fd
 
     def reaped(self, int worker) -> None:
-        """The worker's process has been waited for."""
+        """The worker's process has been waited for, or could not be started."""
+        self._unlend()
         self.pids[worker] = 0
         self.fds[worker + 1] = -1
         if self.status_fds[worker] >= 0:
