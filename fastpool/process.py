@@ -37,7 +37,7 @@ def exit_code(pid: int, handle: int, status_fd: int, block: bool) -> int | None:
     if status_fd < 0:
         ended, status = os.waitpid(pid, 0 if block else os.WNOHANG)
         return os.waitstatus_to_exitcode(status) if ended else None
-    if not connection.wait([handle], None if block else 0):
+    if handle >= 0 and not connection.wait([handle], None if block else 0):
         return None
     try:
         return forkserver.read_signed(status_fd)  # type: ignore[no-any-return]
@@ -222,15 +222,16 @@ _main_lock = threading.Lock()
 def stdin_is_no_file() -> Iterator[None]:
     """A program read from stdin calls itself a file, which every spawned process would try to import."""
     main = sys.modules["__main__"]
+    if getattr(main, "__file__", "<stdin>") != "<stdin>":
+        yield
+        return
     with _main_lock:
-        if getattr(main, "__file__", None) != "<stdin>":
-            yield
-            return
-        del main.__file__
+        file = vars(main).pop("__file__", None)
         try:
             yield
         finally:
-            main.__file__ = "<stdin>"
+            if file is not None:
+                main.__file__ = file
 
 
 def _forget_workers() -> None:
