@@ -133,7 +133,9 @@ cdef class Collector:
         """Of tasks first … first + count - 1, which a worker ran in this order, those without a result."""
         cdef uint64_t task = first
         cdef PyObject *there
-        while task < first + count and self.results is not None and task < <uint64_t>PyList_GET_SIZE(self.results):
+        if self.results is None:  # the job is over: all have been collected
+            return range(0)
+        while task < first + count and task < <uint64_t>PyList_GET_SIZE(self.results):
             there = PyList_GET_ITEM(self.results, task)
             if there is NULL or there is <PyObject *>INCOMPLETE:
                 break
