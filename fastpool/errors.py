@@ -122,7 +122,9 @@ class SerializationError(FastpoolError, pickle.PicklingError):
         )
 
 
-VALUE_REMEDY = "Pass objects that pickle can handle, or make them inside the worker (worker_init)."
+VALUE_REMEDY = (
+    "Pass objects that pickle can handle (or dill, with use_dill=True), or make them inside the worker (worker_init)."
+)
 FUNCTION_REMEDY = (
     'Define it at the top level of a module, outside of `if __name__ == "__main__"`, or use WorkerPool(use_dill=True), '
     "which also sends lambdas, closures and functions of a notebook, of `python -c` or of stdin."

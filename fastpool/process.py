@@ -23,6 +23,7 @@ from typing import Any
 from fastpool._native import Segment
 from fastpool.spawning import Descriptors, take
 
+SERVER_DESCRIPTORS = 8  # that a start through the fork server has open at once
 EXIT_UNKNOWN = 255  # as in multiprocessing, where somebody else collected the status
 
 
@@ -194,6 +195,7 @@ class ForkServerPopen(SpawnPopen):
     def _start(self, worker: WorkerProcess) -> Any:
         from multiprocessing import popen_forkserver
 
+        check_room(SERVER_DESCRIPTORS)
         return popen_forkserver.Popen(worker)
 
     def _status_fd(self, started: Any) -> int:
@@ -213,6 +215,23 @@ def interrupts_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def check_room(count: int) -> None:
+    """Can this process open so many more descriptors? (When they run out half-way, the fork server ends.)
+
+    Raises
+    ------
+    OSError
+    """
+    read, write = os.pipe()
+    taken = [read, write]
+    try:
+        while len(taken) < count:
+            taken.append(os.dup(read))
+    finally:
+        for fd in taken:
+            os.close(fd)
 
 
 _main_lock = threading.Lock()

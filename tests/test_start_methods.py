@@ -280,6 +280,33 @@ def test_descriptors_of_the_parent(start_method: str) -> None:
     assert max(counts) - before <= 2 * 3
 
 
+def test_when_descriptors_run_out(tmp_path: Path, start_method: str) -> None:
+    """Wherever that is: an OSError and no leak, or the right results."""
+    script = """
+    import os, resource
+    from fastpool import WorkerPool
+    if __name__ == "__main__":
+        with WorkerPool(1, start_method="METHOD") as pool:  # the helpers of multiprocessing are there now
+            pool.map(abs, range(5))
+        before = os.listdir("/proc/self/fd")
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        ends = set()
+        for limit in range(len(before) + 4, len(before) + 26, 2):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+            try:
+                with WorkerPool(3, start_method="METHOD") as pool:
+                    assert pool.map(abs, range(50)) == list(range(50))
+                ends.add("results")
+            except OSError:
+                ends.add("error")
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert os.listdir("/proc/self/fd") == before
+        print(sorted(ends))
+    """
+    done = run(tmp_path, script.replace("METHOD", start_method))
+    assert (done.stdout, done.stderr) == ("['error', 'results']\n", "")
+
+
 def open_descriptors(barrier: Any, _: Any) -> int:
     barrier.wait(60)
     return len(os.listdir("/proc/self/fd"))
