@@ -265,7 +265,7 @@ os.register_at_fork(after_in_child=_forget_workers)
 
 
 class WorkerProcess(process.BaseProcess):
-    """A worker that runs ``main(segment)``. Made by :func:`make_process`.
+    """A worker that runs ``main(segment)``. ``WORKERS`` has the subclass of each start method.
 
     Parameters
     ----------

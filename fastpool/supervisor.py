@@ -101,7 +101,8 @@ class Supervisor:
     def _learn(self, new: Functions) -> None:
         """Give the job's functions a version: the one that living workers know, if they are the same."""
         blob: bytes | None = None
-        if self._functions is not None and functions.is_same(self._functions, new):
+        by_value = self.options.use_dill and not self.forks  # with what they refer to, which may have changed
+        if self._functions is not None and not by_value and functions.is_same(self._functions, new):
             return
         if self._workers or not self.forks:
             try:

@@ -422,7 +422,8 @@ def run(tmp_path: Path, script: str, how: str = "file") -> subprocess.CompletedP
         "stdin": [],
         "dash": ["-"],
     }[how]
-    env = {**os.environ, "PYTHONPATH": str(Path(fastpool.__file__).parent.parent)}
+    paths = [str(Path(fastpool.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=tmp_path,
@@ -509,6 +510,8 @@ with WorkerPool(2, start_method="METHOD") as pool:
 DILL = """
 with WorkerPool(2, start_method="METHOD", use_dill=True, keep_alive=True) as pool:
     print(pool.map(task, [4, 9]))
+    offset = 2
+    print(pool.map(task, [4, 9]))
     def task(x):  # as when a notebook's cell is run again
         return root(x) + offset + 0.5
     print(pool.map(task, [4, 9]))
@@ -533,7 +536,7 @@ def test_a_program_that_workers_cannot_import(tmp_path: Path, start_method: str,
 @pytest.mark.usefixtures("with_dill")
 def test_a_program_that_workers_cannot_import_with_dill(tmp_path: Path, start_method: str, how: str) -> None:
     done = run(tmp_path, (UNIMPORTABLE.split("with")[0] + DILL).replace("METHOD", start_method), how)
-    assert (done.stdout, done.stderr) == ("[3.0, 4.0]\n[3.5, 4.5]\n", "")
+    assert (done.stdout, done.stderr) == ("[3.0, 4.0]\n[4.0, 5.0]\n[4.5, 5.5]\n", "")
 
 
 # ---------------------------------------------------------------- interrupted and orphaned starts
