@@ -255,7 +255,7 @@ class Fastpool(Peer):
     def shared(self, array: Array) -> Array:
         import fastpool
 
-        shared: Array = fastpool.asshared(array)  # type: ignore[attr-defined]
+        shared: Array = fastpool.asshared(array)
         return shared
 
 

@@ -419,6 +419,17 @@ int fp_watch_prepare(fp_watch *watch) {
   return result;
 }
 
+#ifdef FP_LINUX
+/* Readable at once: a handle of a process that is gone. */
+static int handle_of_nobody(void) {
+  int fds[2];
+  int result = pipe_cloexec(fds);
+  if (result < 0) return result;
+  close(fds[1]);
+  return fds[0];
+}
+#endif
+
 int fp_watch_parent(fp_watch *watch, int pid) {
   if (watch->life_fd >= 0) {
     guarded_close(&watch->life_fd);
@@ -426,6 +437,7 @@ int fp_watch_parent(fp_watch *watch, int pid) {
   }
 #ifdef FP_LINUX
   int fd = pidfd_open_(pid);
+  if (fd == -ESRCH) fd = handle_of_nobody();
   if (fd < 0) return fd;
   watch->fd = fd;
   return 0;
@@ -438,6 +450,27 @@ int fp_watch_parent(fp_watch *watch, int pid) {
 void fp_watch_child(fp_watch *watch) {
   close_and_forget(&watch->fd);
   if (watch->life_fd >= 0) guarded_keep_no_more(watch->life_fd);
+}
+
+int fp_watch_inherit(int life_fd) {
+  pthread_once(&guards_once, guards_start);
+  if (guards_error != 0) return -guards_error;
+  pthread_mutex_lock(&guards_lock);
+  int result = guards_make_room();
+  if (result == 0) guards[guards_n++] = (guard){.fd = life_fd};
+  pthread_mutex_unlock(&guards_lock);
+  return result;
+}
+
+int fp_watch_kill(const fp_watch *watch, int pid, int signum) {
+#ifdef FP_LINUX
+  if (watch->fd >= 0) {
+    if (syscall(SYS_pidfd_send_signal, watch->fd, signum, NULL, 0) == 0) return 0;
+    if (errno == ESRCH) return -ESRCH; /* else refused, or the handle is a pipe */
+  }
+#endif
+  if (watch->fd >= 0 && is_readable(watch->fd)) return -ESRCH;
+  return kill(pid, signum) == 0 ? 0 : -errno;
 }
 
 void fp_watch_close(fp_watch *watch) {
@@ -465,17 +498,39 @@ static void die(void) {
   _exit(128 + SIGKILL); /* the first process of a name space cannot be killed from inside */
 }
 
-#ifdef FP_LINUX
 /* A description of its own, because owner and signal belong to the description, which forks share. */
-static int follow_by_signal(fp_owner *owner) {
+int fp_owner_lend(const fp_owner *owner) {
+#ifdef FP_LINUX
+  if (!allowed(FP_REFUSE_SIGIO)) return -ENOSYS;
   char path[32];
   snprintf(path, sizeof path, "/proc/self/fd/%d", owner->read_fd);
   int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (fd < 0) return -errno;
+  return fd >= 0 ? fd : -errno;
+#else
+  (void)owner;
+  return -ENOSYS;
+#endif
+}
+
+int fp_owner_arm(int fd, int pid) {
+#ifdef FP_LINUX
   int flags = fcntl(fd, F_GETFL);
-  if (flags < 0 || fcntl(fd, F_SETOWN, getpid()) != 0 || fcntl(fd, F_SETSIG, SIGKILL) != 0 ||
-      fcntl(fd, F_SETFL, flags | O_ASYNC) != 0) {
-    int result = -errno;
+  if (flags < 0 || fcntl(fd, F_SETOWN, pid) != 0 || fcntl(fd, F_SETSIG, SIGKILL) != 0 ||
+      fcntl(fd, F_SETFL, flags | O_ASYNC) != 0)
+    return -errno;
+  return 0;
+#else
+  (void)fd;
+  (void)pid;
+  return -ENOSYS;
+#endif
+}
+
+static int follow_by_signal(fp_owner *owner) {
+  int fd = fp_owner_lend(owner);
+  if (fd < 0) return fd;
+  int result = fp_owner_arm(fd, getpid());
+  if (result < 0) {
     close(fd);
     return result;
   }
@@ -483,7 +538,6 @@ static int follow_by_signal(fp_owner *owner) {
   owner->read_fd = fd;
   return 0;
 }
-#endif
 
 /* poll and not read: whether the description blocks is shared with every other worker. */
 static void *follow(void *argument) {
@@ -524,10 +578,7 @@ static int follow_by_thread(const fp_owner *owner) {
 int fp_owner_follow(fp_owner *owner) {
   if (is_guarded(owner->write_fd)) return -EINVAL; /* the owner itself */
   owner->write_fd = -1;
-  int result = -ENOSYS;
-#ifdef FP_LINUX
-  if (allowed(FP_REFUSE_SIGIO)) result = follow_by_signal(owner);
-#endif
+  int result = follow_by_signal(owner);
   if (result < 0) result = follow_by_thread(owner);
   /* after the above: an owner that ended before it was noticed by nobody */
   if (result == 0 && is_readable(owner->read_fd)) die();

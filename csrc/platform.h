@@ -57,9 +57,14 @@ typedef struct {
   int life_fd; /* POSIX way: write end, held by the child alone; -1 otherwise */
 } fp_watch;
 int fp_watch_prepare(fp_watch *watch);
-int fp_watch_parent(fp_watch *watch, int pid);
+int fp_watch_parent(fp_watch *watch, int pid); /* gone already: the handle is readable at once */
 void fp_watch_child(fp_watch *watch);
 void fp_watch_close(fp_watch *watch);
+/* In a process that was not forked by the owner but was given watch->life_fd (-1 otherwise: nothing to do): its
+ * own forks do not keep it. */
+int fp_watch_inherit(int life_fd);
+/* Signal the watched process, and with Linux's handle no other that has got its pid meanwhile. -ESRCH: it is gone. */
+int fp_watch_kill(const fp_watch *watch, int pid, int signum);
 
 /* The owner pipe: its write end is held by the owner alone (forks close it by an atfork handler), so its
  * read end tells everybody else when the owner is gone. */
@@ -72,6 +77,11 @@ void fp_owner_close(fp_owner *owner);
 /* In a worker: from now on this process is killed with SIGKILL when the owner is gone, in whatever state it
  * is; at once if it is gone already. Replaces owner->read_fd by a description of its own. */
 int fp_owner_follow(fp_owner *owner);
+/* For a worker that cannot follow yet, because it has to start its interpreter first: fp_owner_lend gives a read end
+ * with a description of its own, which the worker is given in the place of owner->read_fd; fp_owner_arm, once its pid is
+ * known, has it killed with SIGKILL when the owner is gone. -ENOSYS where there is no such signal. */
+int fp_owner_lend(const fp_owner *owner);
+int fp_owner_arm(int fd, int pid);
 
 /* A full fence on every core that runs a process which registered. */
 int fp_barrier_available(void); /* 1 or 0; the same answer for the life of the process */

@@ -56,8 +56,11 @@ cdef class Collector:
     Parameters
     ----------
     segment : Segment
+    loads : callable
+        For results that have no record of their own kind.
     """
     cdef Segment segment
+    cdef object loads
     cdef fp_reader *readers
     cdef Watch watch
     cdef list decoders
@@ -70,7 +73,7 @@ cdef class Collector:
     cdef readonly list failures       # (worker, phase, task or None, payload) of exceptions, in order of arrival
     cdef readonly list exits          # results of exit functions, in order of arrival
 
-    def __cinit__(self, Segment segment):
+    def __cinit__(self, Segment segment, loads):
         cdef int i
         self.segment = segment
         self.readers = <fp_reader *>calloc(segment.lanes, sizeof(fp_reader))
@@ -79,7 +82,8 @@ cdef class Collector:
         self.watch.wake_at = <uint64_t *>calloc(segment.lanes, sizeof(uint64_t))
         if self.readers is NULL or self.watch.news is NULL or self.watch.wake_at is NULL:
             raise MemoryError("fastpool: no memory to collect results with")
-        self.decoders = [Decoder(segment, i, False) for i in range(segment.lanes)]
+        self.loads = loads
+        self.decoders = [self.decoder_of(i) for i in range(segment.lanes)]
         for i in range(segment.lanes):
             reader_attach(&self.readers[i], segment.at, i)
         self.failures = []
@@ -89,6 +93,11 @@ cdef class Collector:
         free(self.readers)
         free(self.watch.news)
         free(self.watch.wake_at)
+
+    cdef Decoder decoder_of(self, uint32_t worker):
+        cdef Decoder decoder = Decoder(self.segment, worker, False)
+        decoder.loads = self.loads
+        return decoder
 
     # ------------------------------------------------------------ the list of results
 
@@ -127,7 +136,9 @@ cdef class Collector:
         """Of tasks first … first + count - 1, which a worker ran in this order, those without a result."""
         cdef uint64_t task = first
         cdef PyObject *there
-        while task < first + count and self.results is not None and task < <uint64_t>PyList_GET_SIZE(self.results):
+        if self.results is None:  # the job is over: all have been collected
+            return range(0)
+        while task < first + count and task < <uint64_t>PyList_GET_SIZE(self.results):
             there = PyList_GET_ITEM(self.results, task)
             if there is NULL or there is <PyObject *>INCOMPLETE:
                 break
@@ -288,7 +299,7 @@ cdef class Collector:
         """Empty the lane and the line of a worker that is gone (or writes no more), for its successor."""
         lane_reset(&self.readers[worker])
         self.segment.empty_line(worker)
-        self.decoders[worker] = Decoder(self.segment, worker, False)
+        self.decoders[worker] = self.decoder_of(worker)
         self.watch.news[worker] = 0
 
     # ------------------------------------------------------------ waiting

@@ -1,6 +1,6 @@
 """Input that is no range: iterated in the parent, encoded in chunks, published for workers to claim."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from fastpool._native import Segment
@@ -14,6 +14,7 @@ class Feed:
         segment: Segment,
         iterable: Iterable[Any],
         limit: int | None,
+        dumps: Callable[..., bytes],
         steady: bool = False,
         may_read: bool = False,
         may_inherit: bool = False,

@@ -215,6 +215,8 @@ cdef class Feed:
         Iterated lazily, here and nowhere else.
     limit : int or None
         The most elements to take.
+    dumps : callable
+        For elements that have no record of their own kind.
     steady : bool
         No code of the user's runs between elements, so that large arrays are read where they are while the map runs.
     may_read : bool
@@ -223,10 +225,11 @@ cdef class Feed:
         Workers that cannot will be forked during this map.
     """
 
-    def __cinit__(self, Segment segment, iterable, limit, bint steady=False, bint may_read=False,
+    def __cinit__(self, Segment segment, iterable, limit, dumps, bint steady=False, bint may_read=False,
                   bint may_inherit=False):
         self.segment = segment
         self.encoder = BufferEncoder(segment)
+        self.encoder.dumps = dumps
         self.encoder.steady = steady
         self.encoder.may_read = may_read
         self.encoder.may_inherit = may_inherit

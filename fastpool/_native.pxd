@@ -322,6 +322,7 @@ cdef class Arena:
     cdef SharedBlock hold(self, uint64_t offset, uint64_t bytes)
     cdef void drop(self, uint64_t offset) noexcept
     cdef int sweep(self, uint32_t owner) except -1
+    cdef int map_from(self, tuple place, int fd) except -1
     cdef void unmap(self) noexcept
 
 
@@ -349,15 +350,18 @@ cdef class Segment(Arena):
     cdef fp_event *events
     cdef fp_watch *watches
     cdef int *pids
+    cdef int *status_fds
     cdef int *fds
     cdef int *ready
     cdef fp_owner owner
+    cdef int lent_fd
     cdef fp_spin spin
     cdef fp_spin worker_spin
     cdef readonly bint closed
     cdef readonly uint64_t number  # of the job published last; a worker keeps the one it was forked with
 
     cdef void _release(self)
+    cdef void _unlend(self)
     cdef int _place_spec(self, bytes blob) except -1
     cdef bytes read_spec(self, const fp_terms *terms)
     cdef void ring_parent(self) noexcept nogil

@@ -6,8 +6,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
-from posix.signal cimport kill as posix_kill
-from posix.unistd cimport _exit, getpid
+from posix.unistd cimport _exit, close as close_fd, getpid
 
 import os
 
@@ -18,12 +17,17 @@ cdef extern from "platform.h" nogil:
     int fp_event_open(fp_event *event)
     void fp_event_close(fp_event *event)
     int fp_watch_prepare(fp_watch *watch)
+    int fp_memory_create(uint64_t bytes)
     int fp_watch_parent(fp_watch *watch, int pid)
     void fp_watch_child(fp_watch *watch)
+    int fp_watch_inherit(int life_fd)
+    int fp_watch_kill(const fp_watch *watch, int pid, int signum)
     void fp_watch_close(fp_watch *watch)
     int fp_owner_open(fp_owner *owner)
     void fp_owner_close(fp_owner *owner)
     int fp_owner_follow(fp_owner *owner)
+    int fp_owner_lend(const fp_owner *owner)
+    int fp_owner_arm(int fd, int pid)
     int fp_barrier_register()
     int fp_poll(const int *fds, int *ready, int n, int64_t timeout_ns)
     uint64_t fp_now_ns()
@@ -68,6 +72,7 @@ cdef extern from "board.h" nogil:
 cdef extern from "arena.h" nogil:
     const uint64_t FP_WARM_BYTES
     int fp_arena_create(fp_arena *arena, uint32_t lanes, uint64_t ring_bytes, uint64_t cap)
+    int fp_arena_attach(fp_arena *arena, int fd, uint64_t bytes)
     void fp_arena_destroy(fp_arena *arena)
     int fp_arena_shed(fp_arena *arena, const uint64_t *held, uint64_t n)
     int fp_heap_adopt(fp_segment *segment, uint32_t owner)
@@ -205,6 +210,11 @@ def is_posix() -> bool:
     return FASTPOOL_IS_POSIX
 
 
+def create_memory(uint64_t size) -> int:
+    """A descriptor of `size` bytes of memory without a name, to be mapped by whoever is given it."""
+    return check(fp_memory_create(size), f"cannot make {size} bytes of shared memory")
+
+
 # ---------------------------------------------------------------- shared memory
 
 cdef Space *spaces = NULL  # all that are mapped in this process
@@ -251,6 +261,9 @@ cdef const Space *space_named(uint64_t ident) noexcept nogil:
     return NULL
 
 
+Place = tuple[int, int, int, int, bool]  # see Arena.place
+
+
 cdef class Arena:
     """Shared memory with heaps of blocks. It stays mapped as long as this object, or a block of it, is in use.
 
@@ -266,17 +279,41 @@ cdef class Arena:
         Its blocks are arrays that workers may write to in place.
     """
 
-    def __cinit__(self, int lanes, uint64_t ring_bytes, uint64_t cap, *_, bint public=False):
+    def __cinit__(self, int lanes, *_, **__):
         self.arena.fd = -1
         self.lanes = lanes
-        self.owner_pid = getpid()
-        self.public = public
         self.held = set()
+
+    def __init__(self, int lanes, uint64_t ring_bytes, uint64_t cap, *, bint public=False):
+        self.owner_pid = getpid()
         self.ident = int.from_bytes(os.urandom(8), "little") | 1
+        self.public = public
         check(fp_arena_create(&self.arena, lanes, ring_bytes, cap), "cannot reserve shared memory")
         self.at = self.arena.segment
         check(fp_heap_adopt(self.at, lanes), "the owner's large blocks")
         add_space(self.ident, self.at, self.arena.bytes, public)
+
+    @property
+    def place(self) -> tuple[int, int, int, int, bool]:
+        """What another process must know to map it, besides its descriptor, ``fd``."""
+        return self.lanes, self.arena.bytes, self.owner_pid, self.ident, self.public
+
+    @property
+    def fd(self) -> int:
+        return self.arena.fd
+
+    @staticmethod
+    def attach(place, int fd) -> Arena:
+        """In a process that was not forked: map an arena of another process. The descriptor belongs to it then."""
+        cdef Arena arena = Arena.__new__(Arena, place[0])
+        arena.map_from(place, fd)
+        return arena
+
+    cdef int map_from(self, tuple place, int fd) except -1:
+        _, size, self.owner_pid, self.ident, self.public = place
+        check(fp_arena_attach(&self.arena, fd, size), "cannot map shared memory of the pool's owner")
+        self.at = self.arena.segment
+        return add_space(self.ident, self.at, size, self.public)
 
     def __dealloc__(self):
         self.unmap()
@@ -387,28 +424,35 @@ cdef class Segment(Arena):
         Cores this pool may use; decides who may spin.
     """
 
-    def __cinit__(self, int lanes, uint64_t ring_bytes, uint64_t cap, int cores):
+    def __cinit__(self, int lanes, *_):
         self.closed = True
         self.owner.read_fd = self.owner.write_fd = -1
+        self.lent_fd = -1
         self.bell_event.read_fd = self.bell_event.write_fd = -1
         self.events = <fp_event *>calloc(lanes, sizeof(fp_event))
         self.watches = <fp_watch *>calloc(lanes, sizeof(fp_watch))
         self.pids = <int *>calloc(lanes, sizeof(int))
+        self.status_fds = <int *>calloc(lanes, sizeof(int))
         self.fds = <int *>calloc(lanes + 2, sizeof(int))
         self.ready = <int *>calloc(lanes + 2, sizeof(int))
-        if not (self.events and self.watches and self.pids and self.fds and self.ready):
+        if not (self.events and self.watches and self.pids and self.status_fds and self.fds and self.ready):
             raise MemoryError("fastpool: no memory for the pool's bookkeeping")
         cdef int i
         for i in range(lanes):
             self.events[i].read_fd = self.events[i].write_fd = -1
             self.watches[i].fd = self.watches[i].life_fd = -1
+            self.status_fds[i] = -1
             self.fds[i + 1] = -1
-        # Nobody spins when the pool's processes outnumber the cores.
         memset(&self.spin, 0, sizeof(self.spin))
+        self.closed = False
+
+    def __init__(self, int lanes, uint64_t ring_bytes, uint64_t cap, int cores):
+        cdef int i
+        Arena.__init__(self, lanes, ring_bytes, cap)
+        # Nobody spins when the pool's processes outnumber the cores.
         if lanes < cores:
             self.spin.limit_ns = 30_000
         self.worker_spin = self.spin
-        self.closed = False
         try:
             check(fp_event_open(&self.bell_event), "cannot open the pool's bell")
             for i in range(lanes):
@@ -419,11 +463,29 @@ cdef class Segment(Arena):
             raise
         self.fds[0] = self.bell_event.read_fd
 
+    @staticmethod
+    def attach_worker(int worker, shape, descriptors) -> Segment:
+        """In a worker that was not forked: the segment whose ``shape`` and ``descriptors(worker)`` it was given.
+
+        The descriptors are this process's own, in the same order, and belong to the segment from now on.
+        """
+        place, spin_ns = shape
+        cdef Segment segment = Segment.__new__(Segment, place[0])
+        cdef int memory_fd, life_fd
+        (memory_fd, segment.bell_event.read_fd, segment.bell_event.write_fd, segment.events[worker].read_fd,
+         segment.events[worker].write_fd, segment.owner.read_fd, life_fd) = descriptors
+        segment.worker_spin.limit_ns = spin_ns
+        if life_fd >= 0:
+            check(fp_watch_inherit(life_fd), "cannot keep a worker's life pipe")
+        segment.map_from(place, memory_fd)
+        return segment
+
     def __dealloc__(self):
         self._release()
         free(self.events)
         free(self.watches)
         free(self.pids)
+        free(self.status_fds)
         free(self.fds)
         free(self.ready)
 
@@ -433,7 +495,7 @@ cdef class Segment(Arena):
         self.closed = True
         for i in range(self.lanes):
             fp_event_close(&self.events[i])
-            fp_watch_close(&self.watches[i])
+            self.reaped(i)
         fp_event_close(&self.bell_event)
         fp_owner_close(&self.owner)
 
@@ -483,6 +545,44 @@ cdef class Segment(Arena):
         PyErr_CheckSignals()
         return pid
 
+    @property
+    def shape(self) -> tuple[Place, int]:
+        """What a worker must know to attach, besides its descriptors."""
+        return self.place, self.worker_spin.limit_ns
+
+    def lend(self, int worker) -> tuple[int, ...]:
+        """Prepare the start of a worker that is not a fork of this process: the descriptors it needs, -1: none.
+
+        Its start is completed by :meth:`adopt`, or given up by :meth:`reaped`.
+        """
+        if self.pids[worker]:
+            raise SystemError(f"fastpool: worker {worker} is still there")
+        check(fp_watch_prepare(&self.watches[worker]), "cannot prepare a worker's process handle")
+        self._unlend()
+        self.lent_fd = fp_owner_lend(&self.owner)
+        return (self.arena.fd, self.bell_event.read_fd, self.bell_event.write_fd, self.events[worker].read_fd,
+                self.events[worker].write_fd, self.owner.read_fd if self.lent_fd < 0 else self.lent_fd,
+                self.watches[worker].life_fd)
+
+    def adopt(self, int worker, int pid, int status_fd) -> None:
+        """A worker that was lent its descriptors has started.
+
+        `status_fd`: where a fork server tells its exit status, for a process that is no child of this one; else -1.
+        """
+        self.pids[worker] = pid
+        self.status_fds[worker] = status_fd
+        store(fp_line_of(self.at, worker).pid, pid)
+        if self.lent_fd >= 0:
+            fp_owner_arm(self.lent_fd, pid)  # refused: the worker follows the owner once it has come up
+            self._unlend()
+        check(fp_watch_parent(&self.watches[worker], pid), "cannot open a worker's process handle")
+        self.fds[worker + 1] = self.watches[worker].fd
+
+    cdef void _unlend(self):
+        if self.lent_fd >= 0:
+            close_fd(self.lent_fd)
+        self.lent_fd = -1
+
     def enter_worker(self, int worker) -> None:
         """First call in a worker, SIGINT being ignored: follow the owner, take part in barriers, unblock SIGINT."""
         cdef sigset_t block
@@ -509,24 +609,34 @@ cdef class Segment(Arena):
         """Descriptor that is readable once the worker's process has ended, or -1."""
         return self.watches[worker].fd
 
-    def detach(self, int worker) -> int:
-        """Forget a worker whose lane goes to its successor; returns its handle, which the caller closes."""
+    def status_fd(self, int worker) -> int:
+        """Where a fork server tells the worker's exit status, or -1 for a child of this process."""
+        return self.status_fds[worker]
+
+    def detach(self, int worker) -> tuple[int, int]:
+        """Forget a worker whose lane goes to its successor; the caller closes its handle and status_fd."""
         cdef int fd = self.watches[worker].fd
+        cdef int status_fd = self.status_fds[worker]
         self.watches[worker].fd = -1
+        self.status_fds[worker] = -1
         self.fds[worker + 1] = -1
         self.pids[worker] = 0
-        return fd
+        return fd, status_fd
 
     def reaped(self, int worker) -> None:
-        """The worker's process has been waited for."""
+        """The worker's process has been waited for, or could not be started."""
+        self._unlend()
         self.pids[worker] = 0
         self.fds[worker + 1] = -1
+        if self.status_fds[worker] >= 0:
+            close_fd(self.status_fds[worker])
+        self.status_fds[worker] = -1
         fp_watch_close(&self.watches[worker])
 
     def kill(self, int worker, int signum) -> None:
         """Send a signal to a worker that has not been reaped."""
         if self.pids[worker]:
-            posix_kill(self.pids[worker], signum)
+            fp_watch_kill(&self.watches[worker], self.pids[worker], signum)  # gone already: nothing to do
 
     # ------------------------------------------------------------ board
 

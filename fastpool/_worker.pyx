@@ -165,7 +165,8 @@ cdef class Loop:
     host : object
         ``adopt(version, blob)`` returns the task function and its leading arguments, or None if this worker cannot have
         the function in its current form; ``initialize()``, ``finalize()``, ``flush()``;
-        ``describe(error, what, task, element)`` returns the pickled description of an exception.
+        ``describe(error, what, task, element)`` returns the pickled description of an exception; ``dumps`` and
+        ``loads`` are for what has no record of its own kind.
     """
     cdef Segment segment
     cdef uint32_t worker
@@ -194,7 +195,9 @@ cdef class Loop:
         self.line = fp_line_of(segment.at, worker)
         segment.adopt_heap(worker)
         self.out = LaneEncoder(segment, worker)
+        self.out.dumps = host.dumps
         self.decoder = Decoder(segment, segment.lanes, True)
+        self.decoder.loads = host.loads
         self.leading = ()
         self.elements = Elements()
         self.elements.out = self.out

@@ -11,7 +11,7 @@ import numpy
 from numpy.typing import ArrayLike, DTypeLike
 
 from fastpool._codec import is_placed
-from fastpool._native import Arena, Segment, SharedBlock
+from fastpool._native import Arena, Place, Segment, SharedBlock
 from fastpool._plan import is_public, is_spoiled, make_plan
 from fastpool.machine import memory_bytes
 
@@ -28,6 +28,17 @@ def shared_memory() -> Arena:
     if not _arenas or _arenas[-1].owner_pid != os.getpid():
         _arenas.append(Arena(1, 4096, memory_bytes() // 2, public=True))
     return _arenas[-1]
+
+
+def public_spaces() -> list[tuple[Place, int]]:
+    """What a worker that is no fork needs to reach public arrays: where they are, and a descriptor of each memory."""
+    return [(arena.place, arena.fd) for arena in _arenas]
+
+
+def attach_spaces(spaces: list[tuple[Place, int]]) -> None:
+    """In such a worker: map them. The descriptors are its own."""
+    for place, fd in spaces:
+        _arenas.append(Arena.attach(place, fd))
 
 
 def empty(shape: int | Sequence[int], dtype: DTypeLike = float) -> Array:

@@ -26,20 +26,30 @@ class WorkerDiedError(FastpoolError, RuntimeError):
         What the worker was doing: ``starting``, ``idle``, ``initializing``, ``running``, ``exiting``.
     tasks : range
         Numbers (positions in the input) of the tasks it held that have no result.
+    start_method : str
     """
 
-    def __init__(self, worker_id: int, pid: int, exitcode: int | None, state: str, tasks: range) -> None:
-        super().__init__(worker_id, pid, exitcode, state, tasks)
+    def __init__(
+        self,
+        worker_id: int,
+        pid: int,
+        exitcode: int | None,
+        state: str,
+        tasks: range,
+        start_method: str = "fork",
+    ) -> None:
+        super().__init__(worker_id, pid, exitcode, state, tasks, start_method)
         self.worker_id = worker_id
         self.pid = pid
         self.exitcode = exitcode
         self.state = state
         self.tasks = tasks
+        self.start_method = start_method
 
     def __str__(self) -> str:
         return (
             f"worker {self.worker_id} (pid {self.pid}) {describe_end(self.exitcode)} while {self.state}; "
-            f"{describe_tasks(self.tasks)}.{likely_cause(self.exitcode, self.state)}"
+            f"{describe_tasks(self.tasks)}.{likely_cause(self.exitcode, self.state, self.start_method)}"
         )
 
 
@@ -65,8 +75,13 @@ def describe_tasks(tasks: range) -> str:
     return f"it held tasks {tasks[0]} to {tasks[-1]}, of which at most the first was begun"
 
 
-def likely_cause(exitcode: int | None, state: str) -> str:
+def likely_cause(exitcode: int | None, state: str, start_method: str) -> str:
     """What usually makes a process end like that, and what to do."""
+    if state == "starting" and start_method != "fork":
+        return (
+            " It never came up: look at what it printed. A worker imports the main program first, whose own work must "
+            'stand behind `if __name__ == "__main__":`.'
+        )
     if state == "starting":
         return " It never came up: look at what it printed, and whether threads of the parent held locks at the fork."
     if exitcode == -signal.SIGKILL:
@@ -84,7 +99,7 @@ class SerializationError(FastpoolError, pickle.PicklingError):
     Attributes
     ----------
     what : str
-        ``"argument"``, ``"result"``, ``"exception"``, ``"function"``, ``"exit result"``.
+        ``"argument"``, ``"result"``, ``"exception"``, ``"function"``, ``"exit result"``, ``"shared_objects"``.
     task : int or None
         Number of the task.
     worker_id : int or None
@@ -103,8 +118,17 @@ class SerializationError(FastpoolError, pickle.PicklingError):
         of = "" if self.task is None else f" of task {self.task}"
         return (
             f"the {self.what}{of} cannot be sent between processes (in {where}): {self.detail}. "
-            "Pass objects that pickle can handle, or make them inside the worker (worker_init)."
+            f"{FUNCTION_REMEDY if self.what == 'function' else VALUE_REMEDY}"
         )
+
+
+VALUE_REMEDY = (
+    "Pass objects that pickle can handle (or dill, with use_dill=True), or make them inside the worker (worker_init)."
+)
+FUNCTION_REMEDY = (
+    'Define it at the top level of a module, outside of `if __name__ == "__main__"`, or use WorkerPool(use_dill=True), '
+    "which also sends lambdas, closures and functions of a notebook, of `python -c` or of stdin."
+)
 
 
 class DamagedMemoryError(FastpoolError, RuntimeError):

@@ -1,9 +1,11 @@
 """The functions of a job, and how they reach workers.
 
-A worker that was forked after the job was published has them by inheritance. One that lives already gets them as a
-pickle. A module's function travels in a pickle as its name, and the worker's function of that name may be an older
-definition (a notebook cell run again); so a fingerprint of the code goes along, and a worker whose own function has
-another one does not run it.
+A worker that was forked after the job was published has them by inheritance. One that lives already, or that is no
+fork, gets them as a pickle. A module's function travels in a pickle as its name, and the worker's function of that name
+may be an older definition (a notebook cell run again); so a fingerprint of the code goes along. A forked worker whose
+own function has another one does not run it. One that imported the function itself may see other code than the parent
+without harm (a test runner rewrites what it imports, sets are ordered by the process): it does not run the function
+once the fingerprint is another than it was given before.
 """
 
 from __future__ import annotations
@@ -16,7 +18,12 @@ import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from fastpool.errors import SerializationError
+from fastpool.serializer import Serializer
+
 Function = Callable[..., Any]
+
+NO_NAME = ""  # of no function
 
 
 class Functions(NamedTuple):
@@ -31,24 +38,71 @@ class StaleFunctionError(Exception):
     """This process has an older definition of a function that travelled by name."""
 
 
-def dumps(functions: Functions) -> bytes:
-    """Pickle the functions together with their fingerprints."""
-    return pickle.dumps((tuple(functions), [fingerprint(function) for function in functions]), 5)
+def dumps(functions: Functions, serializer: Serializer) -> bytes:
+    """Pickle the functions together with their names and fingerprints.
+
+    Raises
+    ------
+    SerializationError
+        Naming the function that cannot be pickled.
+    """
+    try:
+        pickled = serializer.dumps(tuple(functions), 5)
+    except Exception as error:
+        name = name_of(_first_that_fails(functions, serializer))
+        raise SerializationError("function", None, None, f"{name}: {type(error).__qualname__}: {error}") from error
+    names = [name_of(function) for function in functions]
+    return pickle.dumps((pickled, names, [fingerprint(function) for function in functions]), 5)
 
 
-def loads(blob: bytes) -> Functions:
+def _first_that_fails(functions: Functions, serializer: Serializer) -> Function | None:
+    for function in functions:
+        try:
+            serializer.dumps(function, 5)
+        except Exception:  # why is known already
+            return function
+    return functions.task
+
+
+def loads(blob: bytes, serializer: Serializer, worker_id: int, given: dict[str, bytes | None] | None) -> Functions:
     """The reverse of :func:`dumps`.
+
+    Parameters
+    ----------
+    blob : bytes
+    serializer : Serializer
+    worker_id : int
+        Of this process.
+    given : dict or None
+        In a worker that is no fork, the fingerprints that came with each name; updated. None in a fork.
 
     Raises
     ------
     StaleFunctionError
         A function of this process is not the one that was pickled.
+    SerializationError
+        They cannot be unpickled here, naming them.
     """
-    given, fingerprints = pickle.loads(blob)
-    functions = Functions(*given)
-    if [fingerprint(function) for function in functions] != fingerprints:
-        raise StaleFunctionError
+    pickled, names, fingerprints = pickle.loads(blob)
+    try:
+        functions = Functions(*serializer.loads(pickled))
+    except Exception as error:
+        what = ", ".join(name for name in names if name != NO_NAME)
+        raise SerializationError("function", None, worker_id, f"{what}: {type(error).__qualname__}: {error}") from error
+    for function, name, sent in zip(functions, names, fingerprints, strict=True):
+        if fingerprint(function) != sent and (given is None or given.get(name, sent) != sent):
+            raise StaleFunctionError(name)
+    if given is not None:
+        given.update(zip(names, fingerprints, strict=True))
     return functions
+
+
+def name_of(function: Function | None) -> str:
+    """Module and name of a callable, as a user would know it."""
+    if function is None:
+        return NO_NAME
+    known = function if hasattr(function, "__qualname__") else code_of(function) or type(function)
+    return f"{getattr(known, '__module__', None) or 'builtins'}.{known.__qualname__}"
 
 
 def code_of(function: Any) -> types.FunctionType | None:

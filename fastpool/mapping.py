@@ -80,8 +80,9 @@ class MapRun:
         return joiner.join(results)
 
     def _is_little(self) -> bool:
-        """May this be too little work for a second worker? Only of input that does not keep us waiting."""
-        quick = self.range is not None or type(self.job.iterable) in (list, tuple)
+        """May this be too little work for a second worker? Only of input that does not keep us waiting, and where a
+        worker comes up quickly."""
+        quick = self.supervisor.forks and (self.range is not None or type(self.job.iterable) in (list, tuple))
         return quick and self.job.length is not None and self.job.length <= FEW_TASKS * self.n_jobs
 
     def _try_one_worker(self) -> None:
@@ -131,13 +132,15 @@ class MapRun:
 
     def _make_feed(self) -> Feed:
         job = self.job
-        living = self.supervisor.living_can_read()
-        may_read = bool(living) and all(living)
-        may_inherit = all(living) and type(job.iterable) is Slices  # elements of a list may be taken out of it
+        can_read = self.supervisor.can_read
+        may_read = can_read is True
+        # Not of a list, whose elements a task may take out of it.
+        may_inherit = self.supervisor.forks and can_read is not False and type(job.iterable) is Slices
         steady = type(job.iterable) in (list, tuple, Slices)
         if isinstance(job.iterable, Slices) and (may_read or may_inherit or is_public(job.iterable.array)):
             self.schedule.ahead = len(job.iterable)  # chunks are no more than where they are
-        return Feed(self.segment, job.iterable, job.limit, steady, may_read, may_inherit)
+        dumps = self.supervisor.serializer.dumps
+        return Feed(self.segment, job.iterable, job.limit, dumps, steady, may_read, may_inherit)
 
     def _has_unclaimed(self) -> bool:
         if self.feed is not None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 from typing import Any
 
 from fastpool.machine import cpu_count, memory_bytes
+
+DEFAULT_START_METHOD = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
 
 
 @dataclass
@@ -18,8 +21,15 @@ class PoolOptions:
     shared_objects: Any
     pass_worker_id: bool
     use_worker_state: bool
+    start_method: str
     keep_alive: bool
+    use_dill: bool
     memory_limit: int
+
+    @property
+    def context(self) -> BaseContext:
+        """``multiprocessing``'s context of the start method."""
+        return multiprocessing.get_context(self.start_method)
 
 
 def make_options(
@@ -30,6 +40,7 @@ def make_options(
     use_worker_state: bool,
     start_method: str,
     keep_alive: bool,
+    use_dill: bool,
     memory_limit: int | None,
 ) -> PoolOptions:
     """Check the arguments of a pool.
@@ -44,6 +55,7 @@ def make_options(
         "pass_worker_id": pass_worker_id,
         "use_worker_state": use_worker_state,
         "keep_alive": keep_alive,
+        "use_dill": use_dill,
     }
     for name, value in flags.items():
         if not isinstance(value, bool):
@@ -55,7 +67,9 @@ def make_options(
         shared_objects=shared_objects,
         pass_worker_id=pass_worker_id,
         use_worker_state=use_worker_state,
+        start_method=start_method,
         keep_alive=keep_alive,
+        use_dill=use_dill,
         memory_limit=_whole("memory_limit", memory_limit, memory_bytes() // 2),
     )
 
@@ -73,7 +87,8 @@ def _whole(name: str, value: Any, default: int) -> int:
 def _check_start_method(start_method: Any) -> None:
     if not isinstance(start_method, str):
         raise TypeError(f"start_method must be a str, not {type(start_method).__name__}")
-    if start_method != "fork":
-        raise ValueError(f"start_method must be 'fork' in this version, not {start_method!r}")
-    if start_method not in multiprocessing.get_all_start_methods():
-        raise ValueError("start_method 'fork' does not exist on this system")
+    if start_method == "threading":
+        raise ValueError("start_method 'threading' is not there yet: use 'fork', 'spawn' or 'forkserver'")
+    available = multiprocessing.get_all_start_methods()
+    if start_method not in available:
+        raise ValueError(f"start_method must be one of {', '.join(map(repr, available))}, not {start_method!r}")

@@ -6,6 +6,7 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy
 
 from fastpool import mapping
 from fastpool.job import make_map_job
-from fastpool.options import make_options
+from fastpool.options import DEFAULT_START_METHOD, make_options
 from fastpool.supervisor import Supervisor
 
 
@@ -27,16 +28,21 @@ class WorkerPool:
     daemon : bool, default True
         Daemonic workers end with the parent and may not have children of their own; ``False`` allows nested pools.
     shared_objects : object, optional
-        Given to every function after the worker id. Workers are forked, so they see it without a copy, as it is at the
-        start of the map; what a worker changes in it stays in that worker.
+        Given to every function after the worker id, as it is when the workers start; what a worker changes in it stays
+        in that worker. Forked workers see it without a copy. For others it is pickled once, and its arrays lie in
+        memory that they share until they write.
     pass_worker_id : bool, default False
         Give every function the worker's number (0 … n_jobs - 1) as its first argument.
     use_worker_state : bool, default False
         Give every function a dict of the worker's own, after the worker id and the shared objects.
-    start_method : {"fork"}, default "fork"
+    start_method : {"fork", "spawn", "forkserver"}, default "fork" where there is one, else "spawn"
+        As in ``multiprocessing``, whose context of that name is :attr:`ctx`. Without fork, functions must be importable
+        by name, or `use_dill` be set, and the main program's own work stand behind ``if __name__ == "__main__"``.
     keep_alive : bool, default False
         Workers survive the end of a map, with their state, until :meth:`stop_and_join`, :meth:`terminate` or the end of
         the ``with`` block. A kept worker that ends in between is an error in the next call.
+    use_dill : bool, default False
+        dill instead of pickle for functions, arguments, results and shared objects.
     memory_limit : int, optional
         Bytes of shared memory that input and large results may take together; large results beyond it travel in pieces.
         Default: half of what this process may use of the machine.
@@ -45,6 +51,8 @@ class WorkerPool:
     ------
     TypeError, ValueError
         A parameter has a wrong type or value.
+    ImportError
+        `use_dill`, and dill is not installed.
 
     Examples
     --------
@@ -62,8 +70,9 @@ class WorkerPool:
         shared_objects: Any = None,
         pass_worker_id: bool = False,
         use_worker_state: bool = False,
-        start_method: str = "fork",
+        start_method: str = DEFAULT_START_METHOD,
         keep_alive: bool = False,
+        use_dill: bool = False,
         memory_limit: int | None = None,
     ) -> None:
         options = make_options(
@@ -74,12 +83,18 @@ class WorkerPool:
             use_worker_state,
             start_method,
             keep_alive,
+            use_dill,
             memory_limit,
         )
         self._supervisor = Supervisor(options)
         self._thread = threading.RLock()  # held by the thread that uses the pool
         # Only while there is something to clean up: Python drops exceptions in finalizers, a KeyboardInterrupt too.
         self._finalizer: weakref.finalize[..., WorkerPool] | None = None
+
+    @property
+    def ctx(self) -> BaseContext:
+        """``multiprocessing``'s context of the start method, to make locks, events and queues for `shared_objects`."""
+        return self._supervisor.options.context
 
     def map(
         self,
@@ -146,7 +161,8 @@ class WorkerPool:
         WorkerDiedError
             A worker ended without being asked to.
         SerializationError
-            An argument, a result or an exception cannot be pickled, or not be unpickled.
+            An argument, a result or an exception cannot be pickled, or not be unpickled; without fork, also a function
+            or the shared objects.
         MemoryError
             The input does not fit into `memory_limit`, even chunk by chunk.
         RuntimeError

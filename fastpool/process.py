@@ -1,89 +1,108 @@
-"""Worker processes: started by a fork of our own, and all the same what a user of ``multiprocessing`` expects.
+"""Worker processes: what a user of ``multiprocessing`` expects, whichever way they are started.
 
 A worker is a ``multiprocessing`` process (``current_process()``, ``parent_process()``, ``active_children()``, the
-daemon flag, after-fork hooks, exit handlers). Only the way it is forked differs: the core does it, so that the process
-handle, the owner pipe and the record of its pid cannot come apart.
+daemon flag, after-fork hooks, exit handlers). Forks are made by the core, so that the process handle, the owner pipe
+and the record of its pid cannot come apart; spawned workers and those of the fork server are started by
+``multiprocessing``, and put on record before anything can interrupt.
 """
 
 from __future__ import annotations
 
+import abc
+import contextlib
 import gc
 import os
 import signal
+import sys
+import threading
 import traceback
-from collections.abc import Callable
-from multiprocessing import connection, process, util
-from multiprocessing.context import ForkProcess
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import connection, context, forkserver, process, resource_tracker, spawn, util
+from typing import Any
 
 from fastpool._native import Segment
+from fastpool.spawning import Descriptors, take
 
+SERVER_DESCRIPTORS = 8  # that a start through the fork server has open at once
 EXIT_UNKNOWN = 255  # as in multiprocessing, where somebody else collected the status
 
 
-class Popen:
-    """The interface ``multiprocessing`` has for a started process, over a worker of a segment."""
+def exit_code(pid: int, handle: int, status_fd: int, block: bool) -> int | None:
+    """Wait for a process: its exit code (minus a signal's number), None while it runs.
 
-    method = "fork"
+    Raises
+    ------
+    ChildProcessError
+        It has ended, and somebody else has its status.
+    """
+    if status_fd < 0:
+        ended, status = os.waitpid(pid, 0 if block else os.WNOHANG)
+        return os.waitstatus_to_exitcode(status) if ended else None
+    if handle >= 0 and not connection.wait([handle], None if block else 0):
+        return None
+    try:
+        return forkserver.read_signed(status_fd)  # type: ignore[no-any-return]
+    except EOFError:
+        raise ChildProcessError("the fork server is gone") from None
+
+
+class Popen(abc.ABC):
+    """The interface ``multiprocessing`` has for a started process, over a worker of a segment.
+
+    Subclasses say how it is started.
+    """
+
+    method: str
 
     def __init__(self, worker: WorkerProcess) -> None:
         self.segment = worker.segment
         self.worker_id = worker.worker_id
         self.returncode: int | None = None
         self.status_lost = False
-        self._detached_fd = -1
+        self._detached: tuple[int, int] | None = None  # its handle and status_fd, no longer the segment's
         util._flush_std_streams()  # type: ignore[attr-defined]
-        self.pid = self.segment.fork_worker(self.worker_id)
-        if self.pid == 0:
-            self._be_worker(worker)
+        self.pid = self._launch(worker)
         self.sentinel = self.segment.handle(self.worker_id)
 
-    def _be_worker(self, worker: WorkerProcess) -> None:
-        """In the child: never returns."""
-        code = 1
-        try:
-            gc.freeze()  # before the first collection copies the parent's pages
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; Ctrl-C reaches the whole group
-            signal.set_wakeup_fd(-1)  # the parent's event loop is not ours
-            self.segment.enter_worker(self.worker_id)
-            code = worker._bootstrap(parent_sentinel=self.segment.owner_fd)  # type: ignore[attr-defined]
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
+    @abc.abstractmethod
+    def _launch(self, worker: WorkerProcess) -> int:
+        """Start it and have the segment record its pid."""
 
-    def reap(self, flag: int = os.WNOHANG) -> int | None:
+    def reap(self, block: bool) -> int | None:
         """Wait for the ended process: its exit code (minus a signal's number), None while it runs.
 
         Only the pool's supervisor calls this. What ``multiprocessing`` calls, at any time and in any thread
         (``active_children()`` does), is :meth:`poll`, which takes no process away from the supervisor.
         """
         if self.returncode is None:
+            handle, status_fd = self._detached or (self.sentinel, self.segment.status_fd(self.worker_id))
             try:
-                pid, status = os.waitpid(self.pid, flag)
-            except ChildProcessError:  # SIGCHLD ignored, or reaped by somebody else
+                code = exit_code(self.pid, handle, status_fd, block)
+            except ChildProcessError:  # SIGCHLD ignored, or reaped by somebody else, or no fork server to tell
                 self.status_lost = True
-                self._reaped(EXIT_UNKNOWN)
-            else:
-                if pid == self.pid:
-                    self._reaped(os.waitstatus_to_exitcode(status))
+                code = EXIT_UNKNOWN
+            if code is not None:
+                self._reaped(code)
         return self.returncode
 
     def poll(self) -> int | None:
         """Exit code, once the supervisor has seen the end."""
-        if self.returncode is None and self._detached_fd < 0 and self.segment.pid(self.worker_id) != self.pid:
+        if self.returncode is None and self._detached is None and self.segment.pid(self.worker_id) != self.pid:
             self.returncode = EXIT_UNKNOWN  # an interrupt came during its start, and it was reaped by its pid
         return self.returncode
 
     def _reaped(self, returncode: int) -> None:
         self.returncode = returncode
-        if self._detached_fd < 0:
+        if self._detached is None:
             self.segment.reaped(self.worker_id)
-        else:
-            os.close(self._detached_fd)
+            return
+        for fd in self._detached:
+            if fd >= 0:
+                os.close(fd)
 
     def detach(self) -> None:
         """Let the lane go to a successor; this process only remains to be waited for."""
-        self._detached_fd = self.segment.detach(self.worker_id)
+        self._detached = self.segment.detach(self.worker_id)
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Until the process ends, or `timeout` seconds."""
@@ -93,7 +112,8 @@ class Popen:
 
     def _send(self, signum: int) -> None:
         if self.poll() is None:
-            os.kill(self.pid, signum)
+            with contextlib.suppress(ProcessLookupError):  # a fork server has reaped it
+                os.kill(self.pid, signum)
 
     def terminate(self) -> None:
         self._send(signal.SIGTERM)
@@ -101,8 +121,136 @@ class Popen:
     def kill(self) -> None:
         self._send(signal.SIGKILL)
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Nothing is held beyond what reaping gives back."""
+
+
+class ForkPopen(Popen):
+    """A fork that the core makes."""
+
+    method = "fork"
+
+    def _launch(self, worker: WorkerProcess) -> int:
+        pid = self.segment.fork_worker(self.worker_id)
+        if pid == 0:
+            self._be_worker(worker)
+        return pid
+
+    def _be_worker(self, worker: WorkerProcess) -> None:
+        """In the child: never returns."""
+        code = 1
+        try:
+            gc.freeze()  # before the first collection copies the parent's pages
+            worker.come_up()
+            code = worker._bootstrap(parent_sentinel=self.segment.owner_fd)  # type: ignore[attr-defined]
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+
+
+class SpawnPopen(Popen):
+    """A new interpreter, started by ``multiprocessing``."""
+
+    method = "spawn"
+
+    def _launch(self, worker: WorkerProcess) -> int:
+        spawn.get_preparation_data("")  # refuses while the main program is being imported
+        self._start_helpers()
+        with interrupts_blocked():  # in the new process too, until it ignores them
+            worker.lent = self.segment.lend(self.worker_id)
+            try:
+                with stdin_is_no_file():
+                    started = self._start(worker)
+            except BaseException:
+                self.segment.reaped(self.worker_id)
+                raise
+            try:
+                self.segment.adopt(self.worker_id, started.pid, self._status_fd(started))
+            finally:
+                started.close()  # its descriptors: the segment has better ones
+        return started.pid  # type: ignore[no-any-return]
+
+    def _start_helpers(self) -> None:
+        """Processes that outlive this start, and must not inherit blocked signals."""
+        resource_tracker.ensure_running()
+
+    def _start(self, worker: WorkerProcess) -> Any:
+        from multiprocessing import popen_spawn_posix
+
+        return popen_spawn_posix.Popen(worker)
+
+    def _status_fd(self, started: Any) -> int:
+        return -1
+
+
+class ForkServerPopen(SpawnPopen):
+    """A fork of ``multiprocessing``'s server, which alone can wait for it."""
+
+    method = "forkserver"
+
+    def _start_helpers(self) -> None:
+        forkserver.ensure_running()
+
+    def _start(self, worker: WorkerProcess) -> Any:
+        from multiprocessing import popen_forkserver
+
+        check_room(SERVER_DESCRIPTORS)
+        return popen_forkserver.Popen(worker)
+
+    def _status_fd(self, started: Any) -> int:
+        try:
+            return os.dup(started.sentinel)
+        except OSError:
+            os.kill(started.pid, signal.SIGKILL)
+            raise
+
+
+@contextlib.contextmanager
+def interrupts_blocked() -> Iterator[None]:
+    """SIGINT waits for the end of the block, in this thread and in processes started from it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def check_room(count: int) -> None:
+    """Can this process open so many more descriptors? (When they run out half-way, the fork server ends.)
+
+    Raises
+    ------
+    OSError
+    """
+    read, write = os.pipe()
+    taken = [read, write]
+    try:
+        while len(taken) < count:
+            taken.append(os.dup(read))
+    finally:
+        for fd in taken:
+            os.close(fd)
+
+
+_main_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def stdin_is_no_file() -> Iterator[None]:
+    """A program read from stdin calls itself a file, which every spawned process would try to import."""
+    main = sys.modules["__main__"]
+    if getattr(main, "__file__", "<stdin>") != "<stdin>":
+        yield
+        return
+    with _main_lock:
+        file = vars(main).pop("__file__", None)
+        try:
+            yield
+        finally:
+            if file is not None:
+                main.__file__ = file
 
 
 def _forget_workers() -> None:
@@ -116,8 +264,8 @@ def _forget_workers() -> None:
 os.register_at_fork(after_in_child=_forget_workers)
 
 
-class WorkerProcess(ForkProcess):
-    """A forked worker that runs ``main()``.
+class WorkerProcess(process.BaseProcess):
+    """A worker that runs ``main(segment)``. ``WORKERS`` has the subclass of each start method.
 
     Parameters
     ----------
@@ -125,24 +273,37 @@ class WorkerProcess(ForkProcess):
     worker_id : int
         Its lane, from 0.
     main : callable
-        What it runs, without arguments.
+        What it runs. Pickled where the worker is no fork.
     daemon : bool
+    descriptors : sequence of int
+        Given to a worker that is no fork, in which :func:`fastpool.spawning.take` finds them.
     """
 
-    def __init__(self, segment: Segment, worker_id: int, main: Callable[[], None], daemon: bool) -> None:
+    def __init__(
+        self,
+        segment: Segment,
+        worker_id: int,
+        main: Callable[[Segment], None],
+        daemon: bool,
+        descriptors: Sequence[int] = (),
+    ) -> None:
         super().__init__(name=f"Worker-{worker_id}", daemon=daemon)
         # A set of weak references: their callbacks would drop a KeyboardInterrupt that comes while one runs.
         process._dangling.discard(self)  # type: ignore[attr-defined]
         self.segment = segment
         self.worker_id = worker_id
+        self.descriptors = descriptors
+        self.lent: tuple[int, ...] = ()  # the segment's descriptors for a worker that is no fork
         self._main = main
 
-    @staticmethod
-    def _Popen(process_obj: WorkerProcess) -> Popen:  # type: ignore[override]
-        return Popen(process_obj)
-
     def run(self) -> None:
-        self._main()
+        self._main(self.segment)
+
+    def come_up(self) -> None:
+        """First thing in the worker."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; Ctrl-C reaches the whole group
+        signal.set_wakeup_fd(-1)  # the parent's event loop is not ours
+        self.segment.enter_worker(self.worker_id)
 
     @property
     def popen(self) -> Popen:
@@ -151,7 +312,53 @@ class WorkerProcess(ForkProcess):
 
     def reap(self, block: bool) -> bool:
         """Wait for the ended process. Returns whether it has ended (always, if it may block)."""
-        if self.popen.reap(0 if block else os.WNOHANG) is None:
+        if self.popen.reap(block) is None:
             return False
         self.join()
         return True
+
+
+class ForkedWorker(WorkerProcess, context.ForkProcess):
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        return ForkPopen(process_obj)
+
+
+class SpawnedWorker(WorkerProcess, context.SpawnProcess):
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        return SpawnPopen(process_obj)
+
+    def __getstate__(self) -> dict[str, Any]:
+        given = Descriptors([*self.lent, *self.descriptors])
+        return {**self.__dict__, "segment": self.segment.shape, "descriptors": given}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.segment = Segment.attach_worker(self.worker_id, state["segment"], take(self.lent))
+
+    def _bootstrap(self, parent_sentinel: int) -> int:
+        self.come_up()
+        os.close(parent_sentinel)  # the owner pipe tells the same
+        return super()._bootstrap(self.segment.owner_fd)  # type: ignore[misc, no-any-return]
+
+
+class ServedWorker(SpawnedWorker, context.ForkServerProcess):
+    _start_method = "forkserver"
+    _after_fork = staticmethod(process.BaseProcess._after_fork)  # type: ignore[attr-defined]
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        return ForkServerPopen(process_obj)
+
+
+WORKERS = {"fork": ForkedWorker, "spawn": SpawnedWorker, "forkserver": ServedWorker}
+
+
+def bury_unknown(segment: Segment, worker_id: int) -> None:
+    """Wait for a killed worker that an exception left without a process object."""
+    pid = segment.pid(worker_id)
+    # somebody else's SIGCHLD handler was faster, or the fork server is gone: it has ended all the same
+    with contextlib.suppress(ChildProcessError):
+        exit_code(pid, segment.handle(worker_id), segment.status_fd(worker_id), block=True)
+    segment.reaped(worker_id)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
 from typing import Any
 
 from fastpool.errors import RemoteError, SerializationError
+from fastpool.serializer import Serializer
 
 
-def revive(worker_id: int, task: int | None, payload: Any) -> BaseException:
+def revive(worker_id: int, task: int | None, payload: Any, serializer: Serializer) -> BaseException:
     """The exception that :meth:`fastpool.worker.Host.describe` described, caused by a :class:`RemoteError`."""
     blob, summary, phase, arguments, text = payload
     cause = RemoteError(worker_id, phase, task, arguments, text)
@@ -17,7 +17,7 @@ def revive(worker_id: int, task: int | None, payload: Any) -> BaseException:
         error = SerializationError("exception", task, worker_id, f"pickling it failed: {summary}")
     else:
         try:
-            error = pickle.loads(blob)
+            error = serializer.loads(blob)
         except Exception as broken:
             detail = f"unpickling it failed with {type(broken).__qualname__}: {broken}; it was {summary}"
             error = SerializationError("exception", task, None, detail)

@@ -7,19 +7,20 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from fastpool import functions, remote, worker
+from fastpool import functions, remote, spawning, worker
 from fastpool._collect import Collector
 from fastpool._native import Segment
-from fastpool.arrays import shared_memory
-from fastpool.errors import WorkerDiedError
+from fastpool.arrays import public_spaces, shared_memory
+from fastpool.errors import SerializationError, WorkerDiedError
 from fastpool.functions import Functions
 from fastpool.machine import cpu_count
 from fastpool.options import PoolOptions
-from fastpool.process import WorkerProcess
+from fastpool.process import WORKERS, WorkerProcess, bury_unknown
+from fastpool.serializer import make_serializer
 
 logger = logging.getLogger("fastpool")
 
@@ -38,6 +39,7 @@ class Supervisor:
 
     def __init__(self, options: PoolOptions) -> None:
         self.options = options
+        self.serializer = make_serializer(options.use_dill)
         self.owner_pid = os.getpid()
         self.exit_results: list[Any] = []
         self.running = False  # a map is
@@ -49,6 +51,7 @@ class Supervisor:
         self._functions: Functions | None = None
         self._version = 0
         self._blob: bytes | None = None
+        self._shared: spawning.Packed | None = None  # for workers that are no forks
         self._next_look = 0.0  # at the process handles, when results keep the parent from sleeping
 
     # ---------------------------------------------------------------- the map
@@ -74,21 +77,41 @@ class Supervisor:
             shared_memory()  # mapped in workers too, whenever an array is made in it
             n_jobs = self.options.n_jobs
             self._segment = Segment(n_jobs, RING_BYTES, self.options.memory_limit, cpu_count())
-            self._collector = Collector(self._segment)
+            self._collector = Collector(self._segment, self.serializer.loads)
         self.bury(self._ended_meanwhile())
         if not self._workers:
             self.exit_results = []
+            self._pack_shared_objects()
         self._learn(new)
+
+    @property
+    def forks(self) -> bool:
+        """Do workers inherit what this process has?"""
+        return self.options.start_method == "fork"
+
+    def _pack_shared_objects(self) -> None:
+        """Once for all workers of a pool, as they are when the first of them is started."""
+        self._drop_shared_objects()
+        if self.options.shared_objects is not None and not self.forks:
+            self._shared = spawning.pack(self.options.shared_objects, self.serializer)
+
+    def _drop_shared_objects(self) -> None:
+        shared, self._shared = self._shared, None
+        if shared is not None:
+            os.close(shared.fd)
 
     def _learn(self, new: Functions) -> None:
         """Give the job's functions a version: the one that living workers know, if they are the same."""
         blob: bytes | None = None
-        if self._functions is not None and functions.is_same(self._functions, new):
+        by_value = self.options.use_dill and not self.forks  # with what they refer to, which may have changed
+        if self._functions is not None and not by_value and functions.is_same(self._functions, new):
             return
-        if self._workers:
+        if self._workers or not self.forks:
             try:
-                blob = functions.dumps(new)
-            except Exception as error:
+                blob = functions.dumps(new, self.serializer)
+            except SerializationError as error:
+                if not self.forks:
+                    raise
                 logger.info("workers are restarted: the function cannot be pickled for them (%s)", error)
             else:
                 if blob == self._blob:
@@ -133,29 +156,42 @@ class Supervisor:
         """Workers that can take tasks."""
         return len(self._workers)
 
-    def living_can_read(self) -> list[bool]:
-        """Of each living worker: can it read this process's memory?"""
-        return [self.segment.reads_owner(worker_id) is True for worker_id in self._workers]
+    @property
+    def can_read(self) -> bool | None:
+        """Can the living workers read this process's memory? That is up to the system: one speaks for those that are
+        still coming up. None: there is nobody to tell."""
+        answers = {self.segment.reads_owner(worker_id) for worker_id in self._workers}
+        return None if not answers else answers <= {True, None} and True in answers
 
     def keep_until_workers_end(self, memory: Any) -> None:
         """A worker has an object of the user's in this memory."""
         self._in_use_by_workers.append(memory)
 
     def start_worker(self, worker_id: int) -> None:
-        """Fork a worker into a free lane."""
-        assert self._functions is not None
-        options = self.options
-        leading: tuple[Any, ...] = ()
-        if options.pass_worker_id:
-            leading += (worker_id,)
-        if options.shared_objects is not None:
-            leading += (options.shared_objects,)
-        if options.use_worker_state:
-            leading += ({},)
-        host = worker.Host(worker_id, leading, self._version, self._functions)
-        process = WorkerProcess(self.segment, worker_id, partial(worker.run, self.segment, host), options.daemon)
+        """Start a worker in a free lane."""
+        main, descriptors = self._inheritance(worker_id) if self.forks else self._outfit(worker_id)
+        kind = WORKERS[self.options.start_method]
+        process = kind(self.segment, worker_id, main, self.options.daemon, descriptors)
         process.start()
         self._workers[worker_id] = process
+
+    def _inheritance(self, worker_id: int) -> tuple[Callable[[Segment], None], list[int]]:
+        """What a fork runs, and descriptors to give it."""
+        assert self._functions is not None
+        options = self.options
+        shared = () if options.shared_objects is None else (options.shared_objects,)
+        leading = worker.leading_arguments(worker_id, shared, options.pass_worker_id, options.use_worker_state)
+        host = worker.Host(worker_id, leading, self._version, self._functions, self.serializer)
+        return partial(worker.run, host), []
+
+    def _outfit(self, worker_id: int) -> tuple[Callable[[Segment], None], list[int]]:
+        """What any other worker runs, and descriptors to give it."""
+        options, shared, spaces = self.options, self._shared, public_spaces()
+        outfit = worker.Outfit(
+            worker_id, options.pass_worker_id, options.use_worker_state, options.use_dill, shared, spaces
+        )
+        descriptors = [fd for _, fd in spaces] + ([] if shared is None else shared.descriptors)
+        return partial(worker.run_fresh, outfit), descriptors
 
     def start_workers(self, wanted: int, is_needed: Any) -> None:
         """Start workers until there are `wanted`, as long as there is something left to claim."""
@@ -203,7 +239,8 @@ class Supervisor:
         state = self.segment.state(worker_id)
         self.segment.declare_dead(worker_id)
         exitcode = None if popen.status_lost else popen.returncode
-        return WorkerDiedError(worker_id, popen.pid, exitcode, state, self._tasks_of(worker_id))
+        tasks = self._tasks_of(worker_id)
+        return WorkerDiedError(worker_id, popen.pid, exitcode, state, tasks, self.options.start_method)
 
     def _tasks_of(self, worker_id: int) -> range:
         """Tasks that a dead worker had claimed and that have no result (csrc/README.md, elimination)."""
@@ -220,7 +257,7 @@ class Supervisor:
     def _raise_failure(self) -> None:
         if self.collector.failures:
             worker_id, _, task, payload = self.collector.failures[0]
-            raise remote.revive(worker_id, task, payload)
+            raise remote.revive(worker_id, task, payload, self.serializer)
 
     def gather(self) -> bool:
         """Collect what is there. Returns whether that was all: if not, gather again before sleeping.
@@ -284,14 +321,11 @@ class Supervisor:
         self._workers = {}
         self._leaving = []
         self._functions = self._blob = None
+        self._drop_shared_objects()
         for process in processes:
             process.reap(block=True)
         for worker_id in range(segment.lanes):
-            if pid := segment.pid(worker_id):  # an exception came between its fork and its record here
-                try:
-                    os.waitpid(pid, 0)
-                except ChildProcessError:  # somebody else's SIGCHLD handler was faster
-                    logger.debug("worker %d was reaped by somebody else", worker_id)
-                segment.reaped(worker_id)
+            if segment.pid(worker_id):  # an exception came between its start and its record here
+                bury_unknown(segment, worker_id)
         self._in_use_by_workers.clear()
         segment.close()

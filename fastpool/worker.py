@@ -7,13 +7,18 @@ import pickle
 import reprlib
 import sys
 import traceback
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastpool import functions
-from fastpool._native import Segment
+from fastpool._native import Place, Segment
 from fastpool._worker import Loop
+from fastpool.arrays import attach_spaces
 from fastpool.errors import FastpoolError, SerializationError
 from fastpool.functions import Function, Functions
+from fastpool.serializer import Serializer, make_serializer
+from fastpool.spawning import Packed, take, unpack
+
+NO_FUNCTIONS = Functions(None, None, None)  # type: ignore[arg-type]  # before the first job
 
 _shorten = reprlib.Repr()
 _shorten.maxstring = _shorten.maxother = 200
@@ -31,13 +36,27 @@ class Host:
     version : int
         Of the functions this worker was forked with.
     inherited : Functions
+    serializer : Serializer
     """
 
-    def __init__(self, worker_id: int, leading: tuple[Any, ...], version: int, inherited: Functions) -> None:
+    given: dict[str, bytes | None] | None = None  # see functions.loads
+
+    def __init__(
+        self, worker_id: int, leading: tuple[Any, ...], version: int, inherited: Functions, serializer: Serializer
+    ) -> None:
         self.worker_id = worker_id
         self.leading = leading
         self.version = version
         self.functions = inherited
+        self.serializer = serializer
+
+    @property
+    def dumps(self) -> Any:
+        return self.serializer.dumps
+
+    @property
+    def loads(self) -> Any:
+        return self.serializer.loads
 
     def adopt(self, version: int, blob: bytes | None) -> tuple[Function, tuple[Any, ...]] | None:
         """The task function of a job and its leading arguments; None if this worker cannot have it."""
@@ -45,8 +64,8 @@ class Host:
             if blob is None:
                 return None
             try:
-                self.functions = functions.loads(blob)
-            except Exception:  # an older definition, or none: this process was forked before
+                self.functions = functions.loads(blob, self.serializer, self.worker_id, self.given)
+            except (functions.StaleFunctionError, SerializationError):  # this process was started before
                 return None
             self.version = version
         return self.functions.task, self.leading
@@ -90,7 +109,59 @@ class Host:
         phase = what if what in ("worker_init", "worker_exit") else "task"
         arguments = "" if what == "argument" or phase != "task" or task is None else shorten(element)
         summary = f"{type(error).__qualname__}: {shorten_str(error)}"
-        return pickle.dumps((dump_exception(error), summary, phase, arguments, text), 5)
+        return pickle.dumps((dump_exception(error, self.serializer), summary, phase, arguments, text), 5)
+
+
+class Outfit(NamedTuple):
+    """What a worker that is no fork is told at its start. Travels as a pickle.
+
+    Attributes
+    ----------
+    worker_id : int
+    pass_worker_id, use_worker_state, use_dill : bool
+    shared_objects : Packed or None
+    spaces : list
+        As :func:`fastpool.arrays.public_spaces` returns.
+    """
+
+    worker_id: int
+    pass_worker_id: bool
+    use_worker_state: bool
+    use_dill: bool
+    shared_objects: Packed | None
+    spaces: list[tuple[Place, int]]
+
+
+class FreshHost(Host):
+    """The host of a worker that is no fork: functions and shared objects come with its first job.
+
+    What it cannot have then, no successor could have: that is an error.
+    """
+
+    def __init__(self, outfit: Outfit) -> None:
+        super().__init__(outfit.worker_id, (), 0, NO_FUNCTIONS, make_serializer(outfit.use_dill))
+        self.outfit = outfit
+        self.given = {}
+
+    def adopt(self, version: int, blob: bytes | None) -> tuple[Function, tuple[Any, ...]] | None:
+        if self.version:
+            return super().adopt(version, blob)
+        assert blob is not None
+        packed = self.outfit.shared_objects
+        shared = () if packed is None else (unpack(packed, self.serializer, self.worker_id),)
+        self.leading = leading_arguments(
+            self.worker_id, shared, self.outfit.pass_worker_id, self.outfit.use_worker_state
+        )
+        self.functions = functions.loads(blob, self.serializer, self.worker_id, self.given)
+        self.version = version
+        return self.functions.task, self.leading
+
+
+def leading_arguments(
+    worker_id: int, shared: tuple[Any, ...], pass_worker_id: bool, use_worker_state: bool
+) -> tuple[Any, ...]:
+    """What every function of a worker gets first; `shared` has the shared objects, or nothing."""
+    return ((worker_id,) if pass_worker_id else ()) + shared + (({},) if use_worker_state else ())
 
 
 def shorten_str(error: BaseException) -> str:
@@ -115,7 +186,7 @@ def own_part(error: BaseException) -> Any:
     return frames
 
 
-def dump_exception(error: BaseException) -> bytes | None:
+def dump_exception(error: BaseException, serializer: Serializer) -> bytes | None:
     """Pickle an exception so that it comes back with its type, arguments and attributes; None if that cannot be.
 
     Many exception classes pickle but do not unpickle, because ``BaseException`` calls the class with ``args``, which
@@ -123,8 +194,8 @@ def dump_exception(error: BaseException) -> bytes | None:
     """
     for form in (error, _Rebuilt(error)):
         try:
-            blob = pickle.dumps(form, 5)
-            if type(pickle.loads(blob)) is type(error):
+            blob = serializer.dumps(form, 5)
+            if type(serializer.loads(blob)) is type(error):
                 return blob
         except BaseException:  # a reducer may raise anything: the next form, or None, says so
             continue
@@ -149,8 +220,15 @@ def rebuild(kind: type[BaseException], args: tuple[Any, ...], attributes: dict[s
     return error
 
 
-def run(segment: Segment, host: Host) -> None:
+def run(host: Host, segment: Segment) -> None:
     """The main function of a worker process."""
     loop = Loop(segment, host.worker_id, host)
     os.register_at_fork(after_in_child=loop.disown)
     loop.run()
+
+
+def run_fresh(outfit: Outfit, segment: Segment) -> None:
+    """The main function of a worker process that is no fork."""
+    own = take(fd for _, fd in outfit.spaces)
+    attach_spaces([(place, fd) for (place, _), fd in zip(outfit.spaces, own, strict=True)])
+    run(FreshHost(outfit), segment)

@@ -18,6 +18,8 @@ from fastpool.arrays import shared_memory
 
 shared_memory()  # for the life of the process
 
+START_METHODS = ["fork", "spawn", "forkserver"]
+
 failed_in_call = pytest.StashKey[bool]()
 
 
@@ -36,6 +38,12 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     outcome = yield
     if call.when == "call":
         item.stash[failed_in_call] = outcome.get_result().failed
+
+
+@pytest.fixture(params=START_METHODS)
+def start_method(request: pytest.FixtureRequest) -> str:
+    """For what must hold however workers are started. Functions must be importable then."""
+    return str(request.param)
 
 
 @pytest.fixture(autouse=True)

@@ -156,7 +156,7 @@ def descriptors() -> dict[int, str]:
             continue
     for number in lasting_descriptors():
         found.pop(number, None)
-    return found
+    return {number: target for number, target in found.items() if not LASTING_MEMORY.match(target)}
 
 
 def lasting_descriptors() -> list[int]:
@@ -189,13 +189,14 @@ def threads() -> dict[int, str]:
 
 # Shared memory
 
+LASTING_MEMORY = re.compile(r"/dev/shm/pym-\d+-\w+ \(deleted\)$")  # what multiprocessing's locks and values lie in
 MAPPED_SHARED = re.compile(r"\s(?P<inode>\d+)\s+(?P<path>(?:/memfd:|/dev/shm/).*)$")
 
 
 def shared_mappings() -> Iterator[str]:
     """A line for each mapping of shared memory; a mapping split in two counts as one piece of it each."""
     for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
-        if match := MAPPED_SHARED.search(line):
+        if (match := MAPPED_SHARED.search(line)) and not LASTING_MEMORY.match(match["path"]):
             yield f"{match['path']} (inode {match['inode']})"
 
 

@@ -11,31 +11,37 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import START_METHODS
 
 from fastpool import WorkerDiedError, WorkerPool
 
 SIGNALS = [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM, signal.SIGABRT]
 
 
-def die_at_7(signum: int) -> Any:
-    def task(x: int) -> int:
-        if x == 7:
-            os.kill(os.getpid(), signum)
-            time.sleep(60)
-        return x
-
-    return task
+def die_at_7(signum: int, x: int) -> int:
+    if x == 7:
+        os.kill(os.getpid(), signum)
+        time.sleep(60)
+    return x
 
 
-@pytest.mark.parametrize("signum", SIGNALS)
-@pytest.mark.parametrize("kind", [range, lambda n: list(range(n)), lambda n: iter(range(n))])
-def test_killed_in_a_task(signum: int, kind: Any) -> None:
-    with WorkerPool(n_jobs=2) as pool:
+KINDS = [range, lambda n: list(range(n)), lambda n: iter(range(n))]
+
+
+@pytest.mark.parametrize(
+    ("method", "signum", "kind"),
+    [("fork", signum, kind) for signum in SIGNALS for kind in KINDS]
+    + [(method, signum, range) for method in START_METHODS[1:] for signum in SIGNALS[:2]],
+)
+def test_killed_in_a_task(method: str, signum: int, kind: Any) -> None:
+    with WorkerPool(n_jobs=2, start_method=method) as pool:
         with pytest.raises(WorkerDiedError) as caught:
-            pool.map(die_at_7(signum), kind(50), chunk_size=5)
+            pool.map(partial(die_at_7, signum), kind(50), chunk_size=5)
         error = caught.value
         assert error.exitcode == -signum
         assert error.state == "running"
@@ -50,8 +56,8 @@ def exit_at_once(_: Any) -> None:
     os._exit(3)
 
 
-def test_os_exit_in_a_task() -> None:
-    with WorkerPool(n_jobs=1) as pool:
+def test_os_exit_in_a_task(start_method: str) -> None:
+    with WorkerPool(n_jobs=1, start_method=start_method) as pool:
         with pytest.raises(WorkerDiedError, match=r"exited with status 3 while running; it held task 0\.") as caught:
             pool.map(exit_at_once, [0])
         assert caught.value.exitcode == 3
@@ -61,8 +67,8 @@ def exit_without_arguments() -> None:
     os._exit(4)
 
 
-def test_death_in_init_and_in_exit() -> None:
-    with WorkerPool(n_jobs=2) as pool:
+def test_death_in_init_and_in_exit(start_method: str) -> None:
+    with WorkerPool(n_jobs=2, start_method=start_method) as pool:
         with pytest.raises(WorkerDiedError, match="while initializing"):
             pool.map(abs, range(10), worker_init=exit_without_arguments)
         with pytest.raises(WorkerDiedError, match="while exiting; it held no task"):
@@ -70,12 +76,12 @@ def test_death_in_init_and_in_exit() -> None:
         assert pool.map(abs, [-1]) == [1]
 
 
-def test_a_kept_worker_that_dies_between_maps() -> None:
-    with WorkerPool(n_jobs=2, keep_alive=True) as pool:
+def test_a_kept_worker_that_dies_between_maps(start_method: str) -> None:
+    with WorkerPool(n_jobs=2, keep_alive=True, start_method=start_method) as pool:
         pid = pool.map(getpid, range(4))[0]
         os.kill(pid, signal.SIGKILL)
         wait_until_ended(pid)
-        with pytest.raises(WorkerDiedError, match="was killed by SIGKILL while (idle|running); it held no task"):
+        with pytest.raises(WorkerDiedError, match=r"was killed by SIGKILL while (idle|running); it held no task"):
             pool.map(abs, range(10))
         assert pool.map(abs, [-1]) == [1]
         pid = pool.map(getpid, range(4))[0]
@@ -96,7 +102,7 @@ def wait_until_ended(pid: int) -> None:
     os.close(handle)
 
 
-def test_a_worker_killed_while_it_sleeps_for_input() -> None:
+def test_a_worker_killed_while_it_sleeps_for_input(start_method: str) -> None:
     pids: list[int] = []
 
     def source() -> Iterator[int]:
@@ -106,7 +112,7 @@ def test_a_worker_killed_while_it_sleeps_for_input() -> None:
             os.kill(pid, signal.SIGKILL)
         yield from range(1, 5)
 
-    with WorkerPool(n_jobs=2) as pool, pytest.raises(WorkerDiedError, match="SIGKILL"):
+    with WorkerPool(n_jobs=2, start_method=start_method) as pool, pytest.raises(WorkerDiedError, match="SIGKILL"):
         pool.map(abs, source(), chunk_size=1)
     assert pids
 
@@ -128,28 +134,28 @@ def test_a_worker_killed_while_it_waits_for_room() -> None:
         pool.map(large, source(), chunk_size=2)
 
 
-def test_stopped_then_killed() -> None:
-    def task(x: int) -> int:
-        if x == 3:
-            os.kill(os.getppid(), 0)
-            subprocess.Popen(["sh", "-c", f"kill -STOP {os.getpid()}; kill -KILL {os.getpid()}"]).wait()
-        return x
-
-    with WorkerPool(n_jobs=2) as pool, pytest.raises(WorkerDiedError, match="SIGKILL"):
-        pool.map(task, range(10))
+def stop_and_die_at_3(x: int) -> int:
+    if x == 3:
+        subprocess.Popen(["sh", "-c", f"kill -STOP {os.getpid()}; kill -KILL {os.getpid()}"]).wait()
+    return x
 
 
-def test_the_error_comes_at_once() -> None:
+def test_stopped_then_killed(start_method: str) -> None:
+    with WorkerPool(n_jobs=2, start_method=start_method) as pool, pytest.raises(WorkerDiedError, match="SIGKILL"):
+        pool.map(stop_and_die_at_3, range(10))
+
+
+def die_at_0(x: int) -> None:
+    if x == 0:
+        os._exit(1)
+    time.sleep(30)
+
+
+def test_the_error_comes_at_once(start_method: str) -> None:
     """Other workers are in the middle of long tasks."""
-
-    def task(x: int) -> None:
-        if x == 0:
-            os._exit(1)
-        time.sleep(30)
-
     began = time.monotonic()
-    with WorkerPool(n_jobs=3) as pool, pytest.raises(WorkerDiedError):
-        pool.map(task, range(3), chunk_size=1)
+    with WorkerPool(n_jobs=3, start_method=start_method) as pool, pytest.raises(WorkerDiedError):
+        pool.map(die_at_0, range(3), chunk_size=1)
     assert time.monotonic() - began < 15
 
 
@@ -211,8 +217,11 @@ def slow():
     time.sleep(60)
 
 def main():
-    with WorkerPool(n_jobs=2, keep_alive=True) as pool:
+    with WorkerPool(n_jobs=2, keep_alive=True, start_method="METHOD") as pool:
         RUN
+
+if __name__ == "__main__":
+    END
 """
 
 
@@ -220,12 +229,14 @@ Owner = subprocess.Popen[str]
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., Owner]]:
+def start(tmp_path: Path) -> Iterator[Callable[..., Owner]]:
     """Starts scripts, and ends them whatever the test does."""
     owners: list[Owner] = []
 
     def start_script(script: str, **options: Any) -> Owner:
-        owner = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, **options)
+        path = tmp_path / f"owner_{len(owners)}.py"
+        path.write_text(script)
+        owner = subprocess.Popen([sys.executable, str(path)], stdout=subprocess.PIPE, text=True, **options)
         owners.append(owner)
         return owner
 
@@ -238,8 +249,9 @@ def start() -> Iterator[Callable[..., Owner]]:
                 stream.close()
 
 
-def script_of(run: str, end: str = "main()") -> str:
-    return SCRIPT.replace("RUN", textwrap.indent(run, "        ").strip()) + end
+def script_of(run: str, end: str = "main()", method: str = "fork") -> str:
+    script = SCRIPT.replace("RUN", textwrap.indent(run, "        ").strip()).replace("METHOD", method)
+    return script.replace("END", textwrap.indent(end, "    ").strip())
 
 
 def read_workers(owner: Owner, n: int) -> list[int]:
@@ -273,9 +285,15 @@ IN_THREAD = "t = threading.Thread(target=main); t.start(); t.join()"
 
 
 @pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("end", ["main()", IN_THREAD], ids=["main thread", "other thread"])
-def test_workers_are_gone_when_the_owner_is_killed(start: Callable[..., Owner], state: str, end: str) -> None:
-    owner = start(script_of(STATES[state], end))
+@pytest.mark.parametrize(
+    ("end", "method"),
+    [("main()", "fork"), (IN_THREAD, "fork"), ("main()", "spawn"), ("main()", "forkserver")],
+    ids=["main thread", "other thread", "spawn", "forkserver"],
+)
+def test_workers_are_gone_when_the_owner_is_killed(
+    start: Callable[..., Owner], state: str, end: str, method: str
+) -> None:
+    owner = start(script_of(STATES[state], end, method))
     handles = [os.pidfd_open(pid) for pid in read_workers(owner, 2)]
     if state == "idle":
         read_until(owner, "(ready)")
@@ -283,12 +301,13 @@ def test_workers_are_gone_when_the_owner_is_killed(start: Callable[..., Owner], 
     assert all_end(handles)
 
 
-def test_a_fork_of_the_owner_does_not_keep_workers_alive(start: Callable[..., Owner]) -> None:
+def test_a_fork_of_the_owner_does_not_keep_workers_alive(start: Callable[..., Owner], start_method: str) -> None:
     owner = start(
         script_of(
             "pool.map(report, range(8), chunk_size=1)\n"
             "if os.fork() == 0:\n    print('fork', os.getpid(), flush=True)\n    time.sleep(60)\n"
-            "time.sleep(60)"
+            "time.sleep(60)",
+            method=start_method,
         )
     )
     handles = [os.pidfd_open(pid) for pid in read_workers(owner, 2)]
@@ -313,8 +332,10 @@ sys.stdin.read()
     assert all_end(handles)
 
 
-def test_ctrl_c_stops_everything_and_raises_once(start: Callable[..., Owner]) -> None:
-    owner = start(script_of(STATES["asleep in a task"]), stderr=subprocess.PIPE, start_new_session=True)
+def test_ctrl_c_stops_everything_and_raises_once(start: Callable[..., Owner], start_method: str) -> None:
+    owner = start(
+        script_of(STATES["asleep in a task"], method=start_method), stderr=subprocess.PIPE, start_new_session=True
+    )
     handles = [os.pidfd_open(pid) for pid in read_workers(owner, 2)]
     os.killpg(owner.pid, signal.SIGINT)
     _, errors = owner.communicate(timeout=20)

@@ -45,11 +45,11 @@ def fail_at_13(x: int) -> int:
     return x
 
 
-@pytest.mark.parametrize("given", [range(50), list(range(50)), iter(range(50))])
-def test_a_task_that_raises(given: Any) -> None:
-    with WorkerPool(n_jobs=2) as pool:
+@pytest.mark.parametrize("kind", [range, lambda n: list(range(n)), lambda n: iter(range(n))])
+def test_a_task_that_raises(kind: Any, start_method: str) -> None:
+    with WorkerPool(n_jobs=2, start_method=start_method) as pool:
         with pytest.raises(Plain) as caught:
-            pool.map(fail_at_13, given)
+            pool.map(fail_at_13, kind(50))
         error = caught.value
         assert error.args == ("unlucky", 13)
         cause = error.__cause__
@@ -72,8 +72,8 @@ def make_state() -> Exception:
     return WithState(7, detail="x")
 
 
-def test_exceptions_come_back_whatever_their_constructor() -> None:
-    with WorkerPool(n_jobs=1) as pool:
+def test_exceptions_come_back_whatever_their_constructor(start_method: str) -> None:
+    with WorkerPool(n_jobs=1, start_method=start_method) as pool:
         with pytest.raises(WithState) as caught:
             pool.map(raise_this, [make_state])
         assert (caught.value.code, caught.value.detail, caught.value.args) == (7, "x", ("code 7",))
@@ -157,8 +157,8 @@ def fail_now(*_: Any) -> None:
     raise Plain("now")
 
 
-def test_init_that_raises() -> None:
-    with WorkerPool(n_jobs=2) as pool:
+def test_init_that_raises(start_method: str) -> None:
+    with WorkerPool(n_jobs=2, start_method=start_method) as pool:
         with pytest.raises(Plain) as caught:
             pool.map(abs, range(10), worker_init=fail_now)
         assert isinstance(caught.value.__cause__, RemoteError)
@@ -167,8 +167,8 @@ def test_init_that_raises() -> None:
 
 
 @pytest.mark.parametrize("keep_alive", [False, True])
-def test_exit_that_raises(keep_alive: bool) -> None:
-    with WorkerPool(n_jobs=2, keep_alive=keep_alive) as pool:
+def test_exit_that_raises(keep_alive: bool, start_method: str) -> None:
+    with WorkerPool(n_jobs=2, keep_alive=keep_alive, start_method=start_method) as pool:
         with pytest.raises(Plain) as caught:
             pool.map(abs, range(10), worker_exit=fail_now)
             pool.stop_and_join()
@@ -181,8 +181,8 @@ def lock_result(_: Any) -> Any:
     return threading.Lock()
 
 
-def test_a_result_that_cannot_be_pickled() -> None:
-    with WorkerPool(n_jobs=2) as pool:
+def test_a_result_that_cannot_be_pickled(start_method: str) -> None:
+    with WorkerPool(n_jobs=2, start_method=start_method) as pool:
         with pytest.raises(SerializationError, match=r"result of task \d+ .*cannot pickle '_thread.lock'") as caught:
             pool.map(lock_result, range(4))
         assert caught.value.what == "result"
@@ -220,8 +220,8 @@ def make_only_here(_: Any) -> OnlyHere:
     return OnlyHere()
 
 
-def test_values_that_cannot_be_unpickled_on_the_other_side() -> None:
-    with WorkerPool(n_jobs=2) as pool:
+def test_values_that_cannot_be_unpickled_on_the_other_side(start_method: str) -> None:
+    with WorkerPool(n_jobs=2, start_method=start_method) as pool:
         with pytest.raises(SerializationError, match="wrong process") as caught:
             pool.map(id, [1, OnlyHere()])
         assert caught.value.what == "argument"
@@ -319,9 +319,9 @@ class Callable_:
         return x + self.k
 
 
-def test_a_callable_with_state_is_sent_as_it_is_now() -> None:
+def test_a_callable_with_state_is_sent_as_it_is_now(start_method: str) -> None:
     function = Callable_()
-    with WorkerPool(n_jobs=2, keep_alive=True) as pool:
+    with WorkerPool(n_jobs=2, keep_alive=True, start_method=start_method) as pool:
         for k in range(4):
             function.k = k
             assert pool.map(function, range(5)) == [i + k for i in range(5)]

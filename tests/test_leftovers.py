@@ -187,6 +187,12 @@ def test_lasting_helpers_of_multiprocessing_are_not_counted_but_their_children_a
     assert leftovers(before, snapshot()) == []
 
 
+def test_memory_that_multiprocessing_keeps_is_no_leftover() -> None:
+    before = snapshot()
+    get_context("fork").Barrier(2)
+    assert [line for line in leftovers(before, snapshot()) if "pym-" in line] == []
+
+
 INNER = """
 import os
 import subprocess

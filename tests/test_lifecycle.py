@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -29,8 +28,8 @@ def exit_even(state: dict[str, Any]) -> int:
     return int(state["even"])
 
 
-def test_the_example_of_the_readme() -> None:
-    with WorkerPool(n_jobs=4, use_worker_state=True) as pool:
+def test_the_example_of_the_readme(start_method: str) -> None:
+    with WorkerPool(n_jobs=4, use_worker_state=True, start_method=start_method) as pool:
         squares = pool.map(square_even, range(100), worker_init=init_even, worker_exit=exit_even)
         counts = pool.get_exit_results()
     assert squares == [x * x for x in range(100)]
@@ -50,9 +49,11 @@ def exit_everything(worker_id: int, shared: Any, state: dict[str, Any]) -> Any:
     return worker_id, shared, state["id"]
 
 
-def test_order_of_leading_arguments() -> None:
+def test_order_of_leading_arguments(start_method: str) -> None:
     shared = {"k": [1, 2]}
-    with WorkerPool(n_jobs=2, shared_objects=shared, pass_worker_id=True, use_worker_state=True) as pool:
+    with WorkerPool(
+        n_jobs=2, shared_objects=shared, pass_worker_id=True, use_worker_state=True, start_method=start_method
+    ) as pool:
         results = pool.map(everything, range(20), worker_init=init_everything, worker_exit=exit_everything)
         for x, (worker_id, given, state, argument) in enumerate(results):
             assert (given, state, argument) == (shared, {"id": worker_id}, x)
@@ -66,8 +67,8 @@ def pid(_: Any = None) -> int:
     return os.getpid()
 
 
-def test_keep_alive_keeps_workers_and_state() -> None:
-    with WorkerPool(n_jobs=2, keep_alive=True, use_worker_state=True) as pool:
+def test_keep_alive_keeps_workers_and_state(start_method: str) -> None:
+    with WorkerPool(n_jobs=2, keep_alive=True, use_worker_state=True, start_method=start_method) as pool:
         for _ in range(5):
             pool.map(square_even, range(100), worker_init=init_even_once, worker_exit=exit_even)
             assert pool.get_exit_results() == []
@@ -81,26 +82,46 @@ def init_even_once(state: dict[str, Any]) -> None:
     state["even"] = 0
 
 
-def slow_pid(_: Any) -> int:
-    time.sleep(0.01)
+def meet(barrier: Any, _: Any) -> int:
+    """Tasks of two workers: each waits for the other's."""
+    barrier.wait(60)
     return os.getpid()
 
 
-def test_without_keep_alive_each_map_has_new_workers() -> None:
-    with WorkerPool(n_jobs=2) as pool:
-        first = set(pool.map(slow_pid, range(20)))
-        second = set(pool.map(slow_pid, range(20)))
-    assert len(first) == len(second) == 2
+def pool_of_two(start_method: str, **options: Any) -> WorkerPool:
+    """A pool whose workers can meet."""
+    barrier = multiprocessing.get_context(start_method).Barrier(2)
+    return WorkerPool(n_jobs=2, shared_objects=barrier, start_method=start_method, **options)
+
+
+def pids_of(pool: WorkerPool) -> set[int]:
+    pids = set(pool.map(meet, range(4), chunk_size=1))
+    assert len(pids) == 2
+    return pids
+
+
+def shared_abs(_: Any, x: int) -> int:
+    return abs(x)
+
+
+def shared_str(_: Any, x: int) -> str:
+    return str(x)
+
+
+def test_without_keep_alive_each_map_has_new_workers(start_method: str) -> None:
+    with pool_of_two(start_method) as pool:
+        first = pids_of(pool)
+        second = pids_of(pool)
     assert not first & second
     assert os.getpid() not in first | second
 
 
-def test_keep_alive_maps_of_different_functions() -> None:
-    with WorkerPool(n_jobs=2, keep_alive=True) as pool:
-        pids = set(pool.map(slow_pid, range(20)))
-        assert pool.map(abs, [-1, -2]) == [1, 2]
-        assert pool.map(str, [1, 2]) == ["1", "2"]
-        assert set(pool.map(slow_pid, range(20))) == pids
+def test_keep_alive_maps_of_different_functions(start_method: str) -> None:
+    with pool_of_two(start_method, keep_alive=True) as pool:
+        pids = pids_of(pool)
+        assert pool.map(shared_abs, [-1, -2]) == [1, 2]
+        assert pool.map(shared_str, [1, 2]) == ["1", "2"]
+        assert pids_of(pool) == pids
 
 
 def test_the_last_map_decides_the_exit_function() -> None:
@@ -131,8 +152,8 @@ def test_exit_results_of_every_kind(value: Any) -> None:
     assert repr(result) == repr(value)
 
 
-def test_no_exit_function_no_exit_results() -> None:
-    with WorkerPool(n_jobs=2) as pool:
+def test_no_exit_function_no_exit_results(start_method: str) -> None:
+    with WorkerPool(n_jobs=2, start_method=start_method) as pool:
         pool.map(abs, range(10))
         assert pool.get_exit_results() == []
 
@@ -155,8 +176,8 @@ def fail() -> None:
     raise AssertionError("must not be called")
 
 
-def test_exit_results_are_those_since_the_workers_were_last_started() -> None:
-    with WorkerPool(n_jobs=2, use_worker_state=True) as pool:
+def test_exit_results_are_those_since_the_workers_were_last_started(start_method: str) -> None:
+    with WorkerPool(n_jobs=2, use_worker_state=True, start_method=start_method) as pool:
         for n in (100, 40):
             pool.map(square_even, range(n), worker_init=init_even, worker_exit=exit_even)
             assert sum(pool.get_exit_results()) == n // 2
@@ -194,16 +215,16 @@ def test_worker_lifespan(lifespan: int, kind: Any, keep_alive: bool) -> None:
     assert len(counts) >= -(-n // lifespan) if lifespan < n else len(counts) <= 2
 
 
-def test_worker_lifespan_ends_after_the_chunk_that_reaches_it() -> None:
-    with WorkerPool(n_jobs=2, use_worker_state=True) as pool:
+def test_worker_lifespan_ends_after_the_chunk_that_reaches_it(start_method: str) -> None:
+    with WorkerPool(n_jobs=2, use_worker_state=True, start_method=start_method) as pool:
         for given in (range(60), list(range(60))):
             pool.map(count, given, worker_lifespan=5, chunk_size=4, worker_init=init_count, worker_exit=exit_count)
             assert set(pool.get_exit_results()) <= {8, 4}
             assert sum(pool.get_exit_results()) == 60
 
 
-def test_terminate_stops_at_once_and_the_pool_can_be_used_again() -> None:
-    with WorkerPool(n_jobs=2, keep_alive=True) as pool:
+def test_terminate_stops_at_once_and_the_pool_can_be_used_again(start_method: str) -> None:
+    with WorkerPool(n_jobs=2, keep_alive=True, start_method=start_method) as pool:
         pool.map(abs, range(3), worker_exit=pid)
         pool.terminate()
         assert pool.get_exit_results() == []
@@ -218,8 +239,8 @@ def test_stop_and_join_without_workers() -> None:
     pool.terminate()
 
 
-def test_a_pool_that_nobody_closed_is_collected() -> None:
-    pool = WorkerPool(n_jobs=2, keep_alive=True)
+def test_a_pool_that_nobody_closed_is_collected(start_method: str) -> None:
+    pool = WorkerPool(n_jobs=2, keep_alive=True, start_method=start_method)
     pids = pool.map(pid, range(4))
     del pool
     gc.collect()
@@ -266,11 +287,11 @@ def test_pools_in_threads() -> None:
     assert results == [[abs(i) for i in range(-50, 50)]] * 4
 
 
-def test_pool_made_in_a_thread_that_ended() -> None:
+def test_pool_made_in_a_thread_that_ended(start_method: str) -> None:
     made: list[WorkerPool] = []
 
     def make() -> None:
-        pool = WorkerPool(n_jobs=2, keep_alive=True)
+        pool = WorkerPool(n_jobs=2, keep_alive=True, start_method=start_method)
         assert pool.map(abs, [-1]) == [1]
         made.append(pool)
 
@@ -286,14 +307,14 @@ def about_process(_: Any) -> tuple[str, bool, int]:
     parent = multiprocessing.parent_process()
     assert parent is not None
     assert parent.is_alive()
-    return process.name, process.daemon, os.getppid()
+    return process.name, process.daemon, parent.pid or 0
 
 
-def test_workers_are_multiprocessing_processes() -> None:
-    with WorkerPool(n_jobs=1, keep_alive=True) as pool:
+def test_workers_are_multiprocessing_processes(start_method: str) -> None:
+    with WorkerPool(n_jobs=1, keep_alive=True, start_method=start_method) as pool:
         assert pool.map(about_process, [0]) == [("Worker-0", True, os.getpid())]
         assert [child.name for child in multiprocessing.active_children()] == ["Worker-0"]
-    with WorkerPool(n_jobs=1, daemon=False) as pool:
+    with WorkerPool(n_jobs=1, daemon=False, start_method=start_method) as pool:
         assert pool.map(about_process, [0])[0][1] is False
     assert multiprocessing.active_children() == []
 
@@ -317,11 +338,11 @@ def use_in_fork(pool: WorkerPool) -> str:
         return pipe.read().decode()
 
 
-def test_a_pool_belongs_to_the_process_that_made_it() -> None:
-    with WorkerPool(n_jobs=2, keep_alive=True) as pool:
-        pids = set(pool.map(slow_pid, range(20)))  # long enough that both workers take part
+def test_a_pool_belongs_to_the_process_that_made_it(start_method: str) -> None:
+    with pool_of_two(start_method, keep_alive=True) as pool:
+        pids = pids_of(pool)
         assert f"belongs to process {os.getpid()}" in use_in_fork(pool)
-        assert set(pool.map(slow_pid, range(20))) == pids
+        assert pids_of(pool) == pids
 
 
 def shout(x: int) -> int:
@@ -336,15 +357,15 @@ def test_what_tasks_print_is_seen_when_the_map_returns(capfd: pytest.CaptureFixt
             assert sorted(capfd.readouterr().out.split("\n"))[1:] == [f"task {i}" for i in range(5)]
 
 
-def test_a_fork_of_the_owner_that_exits_leaves_the_workers_alone() -> None:
-    with WorkerPool(n_jobs=2, keep_alive=True) as pool:
-        pids = set(pool.map(slow_pid, range(10)))
+def test_a_fork_of_the_owner_that_exits_leaves_the_workers_alone(start_method: str) -> None:
+    with pool_of_two(start_method, keep_alive=True) as pool:
+        pids = pids_of(pool)
         child = os.fork()
         if child == 0:
             multiprocessing.util._exit_function()  # type: ignore[attr-defined]
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
-        assert set(pool.map(slow_pid, range(10))) == pids
+        assert pids_of(pool) == pids
 
 
 def fork_and_return(x: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,7 @@ def test_whatever_the_results_are_like(which: int, memory_limit: int | None) -> 
     function, whole = CASES[which]
     array = np.arange(float(LARGE))
     starts = cut(LARGE, array.nbytes, 2, None, None)
-    parts = [function(array[i:j]) for i, j in zip(starts, starts[1:], strict=False)]
+    parts = [function(array[i:j]) for i, j in itertools.pairwise(starts)]
     expected = np.concatenate(parts) if whole is None else whole(array)
     with WorkerPool(n_jobs=2, keep_alive=True, memory_limit=memory_limit) as pool:
         for _ in range(2):
@@ -244,9 +245,7 @@ def keep_and_check(worker_state: dict[str, Any], chunk: Any) -> Any:
 
 @pytest.mark.parametrize("function", [keep_result, keep_intermediate, keep_and_check])
 @pytest.mark.parametrize("keep_alive", [False, True], ids=["fresh", "kept"])
-def test_what_a_worker_keeps_and_what_the_caller_gets_are_apart(
-    function: Callable[..., Any], keep_alive: bool
-) -> None:
+def test_what_a_worker_keeps_and_what_the_caller_gets_are_apart(function: Callable[..., Any], keep_alive: bool) -> None:
     array = np.arange(2.0 * LARGE)
     results = []
     with WorkerPool(n_jobs=2, use_worker_state=True, keep_alive=keep_alive) as pool:
@@ -340,6 +339,6 @@ def test_without_a_way_to_read_the_parents_memory() -> None:
         with WorkerPool(n_jobs=2, keep_alive=True) as pool:
             for _ in range(3):
                 assert (pool.map(np.sqrt, array) == np.sqrt(array)).all()
-            assert pool._supervisor.living_can_read() == [False, False]
+            assert pool._supervisor.can_read is False
     finally:
         _native.refuse(0)

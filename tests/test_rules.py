@@ -26,13 +26,13 @@ LAYERS = [
     {"schedule", "process", "worker", "remote"},
     {"job", "options"},
     {"arrays"},
-    {"functions"},
+    {"functions", "spawning"},
     {"_worker", "_collect"},
     {"_feed", "_lane"},
     {"_codec", "_plan"},
     {"_nursery", "_packed"},
     {"_native"},
-    {"errors", "machine"},
+    {"errors", "machine", "serializer"},
 ]
 
 

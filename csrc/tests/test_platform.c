@@ -286,6 +286,43 @@ static void others_fork_between(void) {
 }
 static void test_others_fork_between(void) { both_ways(others_fork_between, FP_REFUSE_PIDFD); }
 
+/* What a worker that was started by others was given: its own forks do not keep it. */
+static void test_watch_in_a_process_that_is_no_fork(void) {
+  int life[2];
+  atomic_store(fork_of_worker, 0);
+  CHECK_EQ(pipe(life), 0);
+  int pid = fp_fork();
+  if (pid == 0) {
+    CHECK_EQ(fp_watch_inherit(life[1]), 0);
+    fork_and_sleep();
+    _exit(0);
+  }
+  close(life[1]);
+  while (atomic_load(fork_of_worker) == 0) fp_yield();
+  CHECK_EQ(readable(life[0], 0), 0);
+  kill(pid, SIGKILL);
+  CHECK_EQ(readable(life[0], 5000 * MS), 1);
+  CHECK_EQ(waitpid(pid, NULL, 0), pid);
+  CHECK_EQ(kill(atomic_load(fork_of_worker), SIGKILL), 0); /* it lives */
+  close(life[0]);
+}
+
+static void watch_kills(void) {
+  fp_watch watch, late;
+  int pid = start_watched(&watch, sleep_long);
+  CHECK_EQ(fp_watch_kill(&watch, pid, 0), 0);
+  CHECK_EQ(fp_watch_kill(&watch, pid, SIGKILL), 0);
+  CHECK_EQ(readable(watch.fd, 5000 * MS), 1);
+  CHECK_EQ(waitpid(pid, NULL, 0), pid);
+  CHECK_EQ(fp_watch_kill(&watch, getpid(), SIGKILL), -ESRCH); /* not whoever has the pid now */
+  fp_watch_close(&watch);
+  CHECK_EQ(fp_watch_prepare(&late), 0);
+  CHECK_EQ(fp_watch_parent(&late, pid), 0);
+  CHECK_EQ(readable(late.fd, 0), 1);
+  fp_watch_close(&late);
+}
+static void test_watch_kills(void) { both_ways(watch_kills, FP_REFUSE_PIDFD); }
+
 /* ------------------------------------------------------------------ owner */
 
 /* `gone` is the read end of a pipe whose write end only the worker holds. */
@@ -297,14 +334,19 @@ typedef struct {
   int stop_before; /* the worker waits so long before it follows */
   int spin;        /* with all signals blocked, never making a system call */
   int worker_forks, owner_forks, by_thread;
+  int armed; /* the worker does not follow: the owner has armed what it lent */
 } plot;
 
-static void play_worker(const plot *p, fp_owner *owner, int tell, int self) {
-  if (p->stop_before) pause_ns(p->stop_before * MS);
+static void follow_and_check(fp_owner *owner) {
   int before = owner->read_fd;
   CHECK_EQ(fp_owner_follow(owner), 0);
   CHECK(owner->write_fd == -1 && is_open(owner->read_fd) && is_cloexec(owner->read_fd));
   CHECK(owner->read_fd == before || !is_open(before));
+}
+
+static void play_worker(const plot *p, fp_owner *owner, int tell, int self) {
+  if (p->stop_before) pause_ns(p->stop_before * MS);
+  if (!p->armed) follow_and_check(owner);
   sigset_t all;
   sigfillset(&all);
   if (p->spin) CHECK_EQ(sigprocmask(SIG_BLOCK, &all, NULL), 0);
@@ -330,9 +372,15 @@ typedef struct {
 
 static void *start_worker(void *argument) {
   start *s = argument;
+  int lent = s->p->armed ? fp_owner_lend(s->owner) : -1;
   int pid = fp_fork();
   CHECK(pid >= 0);
   if (pid == 0) play_worker(s->p, s->owner, s->tell, s->self);
+  if (lent >= 0) {
+    CHECK(is_cloexec(lent));
+    CHECK_EQ(fp_owner_arm(lent, pid), 0);
+    close(lent);
+  }
   close(s->self);
   return NULL;
 }
@@ -403,6 +451,20 @@ static void workers_end_with_the_owner(void) {
   owner_dies(&(plot){.stop_before = 50, .owner_forks = 1}); /* which shares the old description */
 }
 static void test_owner(void) { both_ways(workers_end_with_the_owner, FP_REFUSE_SIGIO); }
+
+static void test_owner_of_a_worker_that_cannot_follow_yet(void) {
+  fp_owner owner;
+  CHECK_EQ(fp_owner_open(&owner), 0);
+  fp_platform_refuse(FP_REFUSE_SIGIO);
+  CHECK_EQ(fp_owner_lend(&owner), -ENOSYS);
+  fp_platform_refuse(0);
+  fp_owner_close(&owner);
+  if (POSIX_ONLY) return;
+  owner_dies(&(plot){.armed = 1});
+  owner_dies(&(plot){.armed = 1, .spin = 1});
+  owner_dies(&(plot){.armed = 1, .owner_forks = 1});
+  owner_dies(&(plot){.armed = 1, .worker_forks = 1});
+}
 
 static void in_a_fork(void (*test)(void *), void *argument) {
   int status, pid = fork();
@@ -541,9 +603,12 @@ int main(void) {
   RUN(test_poll);
   RUN(test_poll_many);
   RUN(test_watch);
+  RUN(test_watch_in_a_process_that_is_no_fork);
+  RUN(test_watch_kills);
   RUN(test_fork_is_not_the_worker);
   RUN(test_others_fork_between);
   RUN(test_owner);
+  RUN(test_owner_of_a_worker_that_cannot_follow_yet);
   RUN(test_fork_closes_once);
   RUN(test_many_owners);
   RUN(test_forks_while_others_open);

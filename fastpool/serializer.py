@@ -1,0 +1,58 @@
+"""Objects to bytes and back where no typed record fits: pickle, or dill where the pool was told so."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, NamedTuple
+
+
+class Serializer(NamedTuple):
+    """One way to turn objects into bytes.
+
+    Attributes
+    ----------
+    dumps : callable
+        ``dumps(object, protocol)`` returns bytes.
+    loads : callable
+        ``loads(bytes, *, buffers=...)`` returns the object.
+    pickler : callable
+        ``pickler(file, buffer_callback)`` writes, with ``dump(object)``, also what travels only while a process is
+        being started.
+    """
+
+    dumps: Callable[..., bytes]
+    loads: Callable[..., Any]
+    pickler: Callable[[Any, Callable[[pickle.PickleBuffer], object]], Any]
+
+
+def make_serializer(use_dill: bool) -> Serializer:
+    """Pickle, or dill.
+
+    Raises
+    ------
+    ImportError
+        dill is not installed.
+    """
+    if not use_dill:
+        return Serializer(pickle.dumps, pickle.loads, _make_pickler)
+    try:
+        import dill
+    except ImportError as error:
+        raise ImportError("use_dill=True needs dill, which is not installed: pip install fastpool[dill]") from error
+    # recurse: what a function of the main program refers to goes along, since workers need not have that program
+    return Serializer(partial(dill.dumps, recurse=True), dill.loads, _make_dill_pickler)
+
+
+def _make_pickler(file: Any, buffer_callback: Callable[[pickle.PickleBuffer], object]) -> Any:
+    return ForkingPickler(file, 5, True, buffer_callback)
+
+
+def _make_dill_pickler(file: Any, buffer_callback: Callable[[pickle.PickleBuffer], object]) -> Any:
+    import dill
+
+    pickler = dill.Pickler(file, 5, recurse=True, buffer_callback=buffer_callback)
+    pickler.dispatch_table = ForkingPickler(file).dispatch_table
+    return pickler
