@@ -9,6 +9,7 @@ Switches (environment variables, "1" turns one on):
 import os
 from glob import glob
 
+import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
@@ -19,7 +20,7 @@ def switched(name: str) -> bool:
 
 compile_args = ["-std=c11", "-Wall", "-Wno-unused-function", "-Wno-sign-compare"]
 link_args: list[str] = []
-macros: list[tuple[str, str | None]] = [("_GNU_SOURCE", None)]
+macros: list[tuple[str, str | None]] = [("_GNU_SOURCE", None), ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")]
 if switched("DEBUG"):
     compile_args += ["-O0", "-g", "-UNDEBUG"]
 else:
@@ -36,7 +37,7 @@ def extension(name: str, sources: list[str]) -> Extension:
     return Extension(
         f"fastpool.{name}",
         [f"fastpool/{name}.pyx", *sources],
-        include_dirs=["csrc"],
+        include_dirs=["csrc", numpy.get_include()],
         depends=glob("csrc/*.h") + glob("fastpool/*.pxd"),
         define_macros=macros,
         extra_compile_args=compile_args,
@@ -46,6 +47,8 @@ def extension(name: str, sources: list[str]) -> Extension:
 
 extensions = [
     extension("_native", sorted(glob("csrc/*.c"))),  # the only one that links csrc
+    extension("_scalars", []),
+    extension("_tags", []),
     extension("_codec", []),
     extension("_feed", []),
     extension("_lane", []),
