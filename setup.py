@@ -48,7 +48,8 @@ def extension(name: str, sources: list[str]) -> Extension:
 extensions = [
     extension("_native", sorted(glob("csrc/*.c"))),  # the only one that links csrc
     extension("_scalars", []),
-    extension("_tags", []),
+    extension("_tagwriter", []),
+    extension("_tagreader", []),
     extension("_codec", []),
     extension("_feed", []),
     extension("_lane", []),

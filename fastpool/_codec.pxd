@@ -1,7 +1,12 @@
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from fastpool._native cimport FP_KIND_FLOAT64, FP_KIND_INT64, Segment, fp_writer, fp_writer_commit
+from fastpool._native cimport (
+    FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_PICKLE, FP_KIND_TAGGED, Segment, fp_align, fp_item, fp_summed, fp_writer,
+    fp_writer_commit,
+)
+from fastpool._tagreader cimport TagReader
+from fastpool._tagwriter cimport TagWriter
 
 cdef extern from "Python.h":
     bint PyLong_CheckExact(object value)
@@ -20,9 +25,17 @@ cdef class Encoder:
     cdef uint64_t job
     cdef uint64_t number   # of the task whose item comes next
     cdef uint64_t large    # items of more bytes do not go into records
+    cdef TagWriter tags
+    cdef int streak_kind   # plain kind of the last items of a TAGGED record
+    cdef uint32_t streak   # how many of them are of this kind
     cdef object dumps
 
     cdef int put(self, object value) except -1
+    cdef bint takes(self, int kind) noexcept
+    cdef bint runs(self, int kind) noexcept
+    cdef int put_integer(self, object value) except -1
+    cdef int put_tagged(self, object value) except -1
+    cdef int put_pickle(self, object value) except -1
     cdef int put_error(self, bytes payload) except -1
     cdef void close(self) noexcept
     cdef unsigned char *room(self, int kind, uint64_t need) except NULL
@@ -33,6 +46,16 @@ cdef class Encoder:
     cdef int put_large(self, int kind, uint32_t tag, const void *data, uint64_t size, uint64_t total,
                        object keep) except -1
     cdef int wanted(self) except -1
+
+
+cdef inline bint is_summed(uint32_t tag) noexcept:
+    """Do items with this tag carry a checksum?"""
+    return tag == FP_KIND_PICKLE or tag == FP_KIND_TAGGED
+
+
+cdef inline uint64_t item_bytes(uint32_t tag, uint64_t size) noexcept:
+    """Bytes that an item with `size` bytes of data takes in a record."""
+    return sizeof(fp_item) + (sizeof(fp_summed) if is_summed(tag) else 0) + fp_align(size, 8)
 
 
 cdef inline int put(Encoder encoder, object value) except -1:
@@ -61,6 +84,7 @@ cdef class Decoder:
     """Turns items back into objects; puts items together that came in fragments."""
     cdef Segment segment
     cdef uint32_t heap     # whose large blocks the items may name
+    cdef TagReader tags
     cdef object loads
     cdef bytearray pieces  # of an item that has begun to come in fragments, or None
     cdef int pieces_kind   # kind of the item that the last fragment completed

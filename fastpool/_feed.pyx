@@ -10,9 +10,9 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy
 
-from fastpool._codec cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
+from fastpool._codec cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact, is_summed
 from fastpool._native cimport (
-    FP_FEED_SLOTS, FP_FULL, FP_KIND_BLOCK, FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_PICKLE, FP_NEVER, FP_PHASE_TASK,
+    FP_FEED_SLOTS, FP_FULL, FP_KIND_BLOCK, FP_KIND_FLOAT64, FP_KIND_INT64, FP_NEVER, FP_PHASE_TASK,
     Segment, block_free, check, fp_at, fp_block_item, fp_checksum, fp_feed_of, fp_feed_slot, heap_alloc, now_ns,
     poke, store, writer_open,
 )
@@ -120,6 +120,8 @@ cdef class BufferEncoder(Encoder):
                 kind = FP_KIND_INT64
             else:
                 break
+            if not self.takes(kind):
+                break
             at = self.room(kind, 8)
             stretch = min(<uint64_t>(self.writer.end - at) // 8, count - done)
             k = copy_floats(items, start + done, stretch, <double *>at) if kind == FP_KIND_FLOAT64 \
@@ -139,7 +141,7 @@ cdef class BufferEncoder(Encoder):
         cdef fp_block_item *item = <fp_block_item *>at
         item.offset = 0  # known when the chunk is published
         item.bytes = size
-        item.sum = fp_checksum(data, size) if tag == FP_KIND_PICKLE else 0
+        item.sum = fp_checksum(data, size) if is_summed(tag) else 0
         item.kind = kind
         item.tag = tag
         self.blob_bytes += size

@@ -3,9 +3,9 @@
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from fastpool._codec cimport Encoder
+from fastpool._codec cimport Encoder, is_summed
 from fastpool._native cimport (
-    FP_FULL, FP_KIND_BLOCK, FP_KIND_FRAGMENT, FP_KIND_PICKLE, Segment, check, fp_align, fp_at, fp_block_item,
+    FP_FULL, FP_KIND_BLOCK, FP_KIND_FRAGMENT, Segment, check, fp_align, fp_at, fp_block_item,
     fp_checksum, fp_fragment, fp_line_news, fp_line_of, fp_writer, heap_alloc, now_ns, peek, writer_attach,
     writer_close, writer_half_full, writer_has_room, writer_largest, writer_open,
 )
@@ -70,7 +70,7 @@ cdef class LaneEncoder(Encoder):
     cdef int put_large(self, int kind, uint32_t tag, const void *data, uint64_t size, uint64_t total,
                        object keep) except -1:
         cdef uint64_t offset = 0
-        cdef uint64_t sum = fp_checksum(data, size) if tag == FP_KIND_PICKLE else 0
+        cdef uint64_t sum = fp_checksum(data, size) if is_summed(tag) else 0
         cdef fp_block_item *item
         cdef int code = heap_alloc(self.segment.at, self.worker, size, &offset)
         if code == FP_FULL:

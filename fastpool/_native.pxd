@@ -40,6 +40,7 @@ cdef extern from "layout.h" nogil:
         FP_KIND_BLOCK
         FP_KIND_FRAGMENT
         FP_KIND_ERROR
+        FP_KIND_TAGGED
         FP_PHASE_TASK
         FP_PHASE_INIT
         FP_PHASE_EXIT
