@@ -164,7 +164,8 @@ typedef struct {
 /* Items of variable length: header, then data, padded to 8 bytes. */
 typedef struct {
   uint32_t bytes; /* of data, without padding */
-  uint32_t tag; /* STR: bytes a character (1, 2, 4); BYTES: 0; PICKLE, ERROR: FP_KIND_PICKLE; TAGGED: FP_KIND_TAGGED */
+  uint32_t tag;   /* STR: bytes a character (1, 2, 4); BYTES: 0; PICKLE, ERROR: FP_KIND_PICKLE; TAGGED:
+                     FP_KIND_TAGGED */
 } fp_item;
 
 typedef struct { /* PICKLE, TAGGED, ERROR: after fp_item */

@@ -1,8 +1,9 @@
 """Objects to items of records and back (csrc/README.md, "Records").
 
 int64, float64, bool, None, str and bytes have a kind of their own, in which they come back as exactly what they were.
-Containers of builtin types and numpy scalars are tagged (`_tags.pxd`), and so are plain values whose type keeps changing:
-a record for each would cost more. Subclasses and everything else are pickled with protocol 5, one pickle an item.
+Containers of builtin types and numpy scalars are tagged (`_tags.pxd`), and so are plain values whose type keeps
+changing: a record for each would cost more. Subclasses and everything else are pickled with protocol 5, one pickle an
+item.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE

@@ -8,15 +8,18 @@ from cpython.object cimport PyObject
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from fastpool._codec cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact, is_summed
 from fastpool._native cimport (
-    FP_FEED_SLOTS, FP_FULL, FP_KIND_BLOCK, FP_KIND_FLOAT64, FP_KIND_INT64, FP_NEVER, FP_PHASE_TASK,
-    Segment, block_free, check, fp_at, fp_block_item, fp_checksum, fp_feed_of, fp_feed_slot, heap_alloc, now_ns,
-    poke, store, writer_open,
+    FP_FEED_SLOTS, FP_FULL, FP_KIND_BLOCK, FP_KIND_FLOAT64, FP_KIND_INT64, FP_LINE_BYTES, FP_NEVER, FP_PHASE_TASK,
+    Segment, block_free, check, fp_at, fp_block_item, fp_checksum, fp_feed_of, fp_feed_slot, fp_lane, heap_alloc,
+    now_ns, poke, store, writer_open,
 )
 from fastpool.errors import DamagedMemoryError, SerializationError
+
+cdef extern from "stdlib.h":
+    void *aligned_alloc(size_t alignment, size_t size)
 
 cdef extern from "Python.h":
     PyObject *PyIter_Next(object iterator) except? NULL
@@ -64,14 +67,17 @@ cdef class BufferEncoder(Encoder):
         self.phase = FP_PHASE_TASK
         self.blobs = []
         self.writer.ring = <unsigned char *>calloc(1, BUFFER_BYTES)
-        if self.writer.ring is NULL:
+        self.lane = <fp_lane *>aligned_alloc(FP_LINE_BYTES, sizeof(fp_lane))
+        if self.writer.ring is NULL or self.lane is NULL:
             raise MemoryError("fastpool: no memory to encode input in")
         self.writer.ring_bytes = BUFFER_BYTES
-        self.writer.lane = &self.lane
+        memset(self.lane, 0, sizeof(fp_lane))
+        self.writer.lane = self.lane
         poke(self.lane.wake_at, FP_NEVER)
 
     def __dealloc__(self):
         free(self.writer.ring)
+        free(self.lane)
 
     cdef int clear(self) except -1:
         """Empty the buffer for the next chunk; give memory back that an unusually large one took."""

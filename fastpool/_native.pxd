@@ -45,6 +45,7 @@ cdef extern from "layout.h" nogil:
         FP_PHASE_INIT
         FP_PHASE_EXIT
     const uint64_t FP_NEVER
+    const size_t FP_LINE_BYTES
     const uint64_t FP_TOTAL_UNKNOWN
     const uint64_t FP_MAX_CHUNK
     const uint64_t FP_MAX_UNITS

@@ -244,10 +244,10 @@ cdef class TagReader:
         cdef uint64_t size = self.expect(self.read_number(), 1)
         cdef object items = PyFrozenSet_New(NULL) if frozen else PySet_New(NULL)
         cdef Py_ssize_t number = PyList_GET_SIZE(self.objects)
-        cdef uint64_t i
+        cdef uint64_t _
         if memo:
             self.objects.append(PENDING if frozen else items)  # a frozenset cannot be inside itself
-        for i in range(size):
+        for _ in range(size):
             PySet_Add(items, self.read_owed(depth))
         if memo and frozen:
             self.objects[number] = items
@@ -257,10 +257,10 @@ cdef class TagReader:
         cdef uint64_t size = self.expect(self.read_number(), 2)
         cdef dict items = {}
         cdef object key
-        cdef uint64_t i
+        cdef uint64_t _
         if memo:
             self.objects.append(items)
-        for i in range(size):
+        for _ in range(size):
             key = self.read_owed(depth)
             PyDict_SetItem(items, key, self.read_owed(depth))
         return items

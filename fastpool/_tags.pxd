@@ -14,12 +14,12 @@ A value is a tag, then what the tag says. Numbers of things are in base 128, lea
     SCALAR                              numpy's number of the type, bytes
     TEXT_REF, OBJECT_REF                number of a text or an object that came before
 
-The bit MEMO in a tag gives the text or the object the next number. Objects are numbered within one item, so that what was
-one object is one object again: what pickle would remember is numbered, unless its reference count shows that nothing
-else can refer to it. Texts and shapes are numbered from an item that begins with ALONE on. The writer may begin
+The bit MEMO in a tag gives the text or the object the next number. Objects are numbered within one item, so that what
+was one object is one object again: what pickle would remember is numbered, unless its reference count shows that
+nothing else can refer to it. Texts and shapes are numbered from an item that begins with ALONE on. The writer may begin
 anew with any item, and has to when the reader might miss an item between this one and the last.
 
-A value of any other type anywhere inside, one that is nested too deep too, is not for tags at all.
+A value with anything of another type inside, or nested too deep, is not for tags at all.
 """
 
 cdef enum:

@@ -377,10 +377,9 @@ cdef class TagWriter:
         if number == TYPE_TEXT:
             return self.write_text(value, False)
         if number == TYPE_BYTES:
-            self.write_data(BYTES, PyBytes_GET_SIZE(<object>value), PyBytes_AS_STRING(<object>value),
-                            PyBytes_GET_SIZE(<object>value))
+            self.write_data(BYTES, PyBytes_GET_SIZE(kept), PyBytes_AS_STRING(kept), PyBytes_GET_SIZE(kept))
             return True
-        store_scalar(number, <object>value, self.room(SCALAR_BYTES))
+        store_scalar(number, kept, self.room(SCALAR_BYTES))
         self.at += scalar_size(number)
         return True
 
