@@ -2,8 +2,8 @@ from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from fastpool._native cimport (
-    FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_PICKLE, FP_KIND_TAGGED, Segment, fp_align, fp_item, fp_summed, fp_writer,
-    fp_writer_commit,
+    FP_KIND_BYTES, FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_PICKLE, FP_KIND_TAGGED, Segment, fp_align, fp_item,
+    fp_summed, fp_writer, fp_writer_commit,
 )
 from fastpool._tagreader cimport TagReader
 from fastpool._tagwriter cimport TagWriter
@@ -31,8 +31,6 @@ cdef class Encoder:
     cdef object dumps
 
     cdef int put(self, object value) except -1
-    cdef bint takes(self, int kind) noexcept
-    cdef bint runs(self, int kind) noexcept
     cdef int put_integer(self, object value) except -1
     cdef int put_tagged(self, object value) except -1
     cdef int put_pickle(self, object value) except -1
@@ -46,6 +44,31 @@ cdef class Encoder:
     cdef int put_large(self, int kind, uint32_t tag, const void *data, uint64_t size, uint64_t total,
                        object keep) except -1
     cdef int wanted(self) except -1
+
+
+cdef enum:
+    SHORT_RUN = 8     # a run of fewer items costs more than the same items tagged
+    LONG_STREAK = 32  # so many tagged ones of a plain kind, and a run begins
+
+
+cdef inline bint takes_run(Encoder encoder, int kind) noexcept:
+    """Does a run of this plain kind go on, or may one begin? Not where the types change all the time."""
+    if kind == encoder.kind or encoder.kind < 0:
+        return True
+    if encoder.kind > FP_KIND_BYTES:
+        return encoder.kind != FP_KIND_TAGGED
+    return encoder.writer.committed - encoder.writer.record.base >= SHORT_RUN
+
+
+cdef inline bint goes_in_run(Encoder encoder, int kind) noexcept:
+    """The same for the next item, which counts: many of a kind among the tagged ones are a run again."""
+    if takes_run(encoder, kind):
+        return True
+    if kind != encoder.streak_kind:
+        encoder.streak_kind = kind
+        encoder.streak = 0
+    encoder.streak += 1
+    return encoder.streak > LONG_STREAK
 
 
 cdef inline bint is_summed(uint32_t tag) noexcept:

@@ -41,9 +41,7 @@ cdef extern from "Python.h":
     int PyBUF_READ
 
 cdef enum:
-    SHORT_RUN = 8      # a run of fewer items costs more than the same items tagged
-    LONG_STREAK = 32   # so many tagged ones of a plain kind, and a run begins
-    LONG_TEXT = 1024   # bytes: worth a record rather than a checksum
+    LONG_TEXT = 1024  # bytes: worth a record rather than a checksum
 
 INCOMPLETE = object()
 
@@ -61,51 +59,33 @@ cdef class Encoder:
         cdef uint64_t size
         cdef int width
         if kind == &PyLong_Type:
-            if self.runs(FP_KIND_INT64):
+            if goes_in_run(self, FP_KIND_INT64):
                 return self.put_integer(value)
         elif kind == &PyFloat_Type:
-            if self.runs(FP_KIND_FLOAT64):
+            if goes_in_run(self, FP_KIND_FLOAT64):
                 at = self.room(FP_KIND_FLOAT64, 8)
                 (<double *>at)[0] = PyFloat_AS_DOUBLE(value)
                 return self.commit(at + 8)
         elif value is None:
-            if self.runs(FP_KIND_NONE):
+            if goes_in_run(self, FP_KIND_NONE):
                 at = self.room(FP_KIND_NONE, 0)
                 return self.commit(at)
         elif kind == &PyBool_Type:
-            if self.runs(FP_KIND_BOOL):
+            if goes_in_run(self, FP_KIND_BOOL):
                 at = self.room(FP_KIND_BOOL, 1)
                 at[0] = value is True
                 return self.commit(at + 1)
         elif kind == &PyUnicode_Type:
             width = PyUnicode_KIND(value)
             size = <uint64_t>PyUnicode_GET_LENGTH(value) * width
-            if size > LONG_TEXT or self.runs(FP_KIND_STR):
+            if size > LONG_TEXT or goes_in_run(self, FP_KIND_STR):
                 return self.put_data(FP_KIND_STR, width, PyUnicode_DATA(value), size, value)
         elif kind == &PyBytes_Type:
-            if PyBytes_GET_SIZE(value) > LONG_TEXT or self.runs(FP_KIND_BYTES):
+            if PyBytes_GET_SIZE(value) > LONG_TEXT or goes_in_run(self, FP_KIND_BYTES):
                 return self.put_data(FP_KIND_BYTES, 0, PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value), value)
         else:
             self.streak = 0
         return self.put_tagged(value)
-
-    cdef bint takes(self, int kind) noexcept:
-        """Does a run of this kind go on, or may one begin? Not where the types change all the time."""
-        if kind == self.kind or self.kind < 0:
-            return True
-        if self.kind > FP_KIND_BYTES:
-            return self.kind != FP_KIND_TAGGED
-        return self.writer.committed - self.writer.record.base >= SHORT_RUN
-
-    cdef bint runs(self, int kind) noexcept:
-        """The same for the next item, which counts: many of a kind among the tagged ones are a run again."""
-        if self.takes(kind):
-            return True
-        if kind != self.streak_kind:
-            self.streak_kind = kind
-            self.streak = 0
-        self.streak += 1
-        return self.streak > LONG_STREAK
 
     cdef int put_integer(self, object value) except -1:
         cdef int overflow = 0

@@ -10,7 +10,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 
-from fastpool._codec cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact, is_summed
+from fastpool._codec cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact, is_summed, takes_run
 from fastpool._native cimport (
     FP_FEED_SLOTS, FP_FULL, FP_KIND_BLOCK, FP_KIND_FLOAT64, FP_KIND_INT64, FP_LINE_BYTES, FP_NEVER, FP_PHASE_TASK,
     Segment, block_free, check, fp_at, fp_block_item, fp_checksum, fp_feed_of, fp_feed_slot, fp_lane, heap_alloc,
@@ -126,7 +126,7 @@ cdef class BufferEncoder(Encoder):
                 kind = FP_KIND_INT64
             else:
                 break
-            if not self.takes(kind):
+            if not takes_run(self, kind):
                 break
             at = self.room(kind, 8)
             stretch = min(<uint64_t>(self.writer.end - at) // 8, count - done)

@@ -1,6 +1,8 @@
+cimport cython
 from libc.stdint cimport uint64_t
 
 
+@cython.final
 cdef class TagReader:
     """Turns tagged bytes back into values, one item after another."""
     cdef const unsigned char *at
@@ -17,6 +19,7 @@ cdef class TagReader:
     cdef object read_owed(self, int depth)
     cdef const unsigned char *take(self, uint64_t size) except NULL
     cdef uint64_t read_number(self) except? 0
+    cdef uint64_t read_digits(self, uint64_t number) except? 0
     cdef uint64_t expect(self, uint64_t count, uint64_t each) except? 0
     cdef object read_text(self, int width)
     cdef object read_bytes(self, int tag)

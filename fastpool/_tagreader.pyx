@@ -1,5 +1,6 @@
 """Tagged bytes to values (`_tags.pxd`). The bytes may be damaged: nothing in them is believed."""
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.complex cimport PyComplex_FromDoubles
 from cpython.float cimport PyFloat_FromDouble
@@ -41,6 +42,7 @@ cdef inline int damaged() except -1:
     raise DamagedMemoryError("the bytes of a tagged item make no sense")
 
 
+@cython.final
 cdef class TagReader:
     def __cinit__(self):
         self.objects = []
@@ -85,9 +87,13 @@ cdef class TagReader:
         self.at = at + size
         return at
 
-    cdef uint64_t read_number(self) except? 0:
+    cdef inline uint64_t read_number(self) except? 0:
         cdef uint64_t digit = self.take(1)[0]
-        cdef uint64_t number = digit & 127
+        return digit if digit < 128 else self.read_digits(digit & 127)
+
+    cdef uint64_t read_digits(self, uint64_t number) except? 0:
+        """The rest of a number, after its first digit."""
+        cdef uint64_t digit = 128
         cdef int shift = 7
         while digit >= 128:
             if shift > 56:

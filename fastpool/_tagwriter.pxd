@@ -1,16 +1,18 @@
+cimport cython
 from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastpool._memo cimport Memo
 
 
+@cython.final
 cdef class TagWriter:
     """Turns values into tagged bytes, one item after another."""
     cdef bytearray buffer         # the item, from its start to `at`
     cdef unsigned char *start
     cdef unsigned char *at
     cdef unsigned char *end
-    cdef readonly bint alone      # the last item needs no item before it
+    cdef bint alone               # the last item needs no item before it
     cdef bint fresh               # nothing that came before may be referred to
     # of the item
     cdef Memo objects             # those that may be met again

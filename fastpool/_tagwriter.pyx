@@ -1,5 +1,6 @@
 """Values to tagged bytes (`_tags.pxd`)."""
 
+cimport cython
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyByteArray_Resize
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.complex cimport PyComplex_ImagAsDouble, PyComplex_RealAsDouble
@@ -54,6 +55,7 @@ cdef enum:
     WRITTEN = 1              # memoize: a reference was written
 
 
+@cython.final
 cdef class TagWriter:
     def __cinit__(self):
         self.buffer = bytearray()
