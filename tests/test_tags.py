@@ -9,6 +9,7 @@ import os
 import pickle
 import random
 import struct
+import warnings
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -136,6 +137,13 @@ def check(value: Any, result: Any) -> None:
 
 # ---------------------------------------------------------------- any value
 
+
+def without_unit() -> list[Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return [np.datetime64("NaT"), np.timedelta64(7)]
+
+
 NUMPY = [
     np.bool_(True),
     np.bool_(False),
@@ -147,10 +155,9 @@ NUMPY = [
     np.longdouble(1) / 3,
     np.complex64(complex(math.nan, -0.0)),
     np.datetime64("2024-02-29T12:34:56.789"),
-    np.datetime64("NaT"),
     np.datetime64(2**62, "as"),
     np.timedelta64(-5, "25s"),
-    np.timedelta64(7),
+    *without_unit(),
     np.str_(""),
     np.str_("a\0é\U0001f600\0"),
     np.bytes_(b"a\0\xff\0"),
@@ -225,12 +232,12 @@ def test_any_value(value: Any) -> None:
     check(value, there_and_back(value))
 
 
-def is_hashable(value: Any) -> bool:
+def is_key(value: Any) -> bool:
+    """Hashable, and found again in a set by an equal one: no NaN inside."""
     try:
-        hash(value)
+        return pickle.loads(pickle.dumps(value)) in {value}
     except (TypeError, ValueError):  # ValueError: a timedelta64 without unit
         return False
-    return value == value  # what is not equal to itself cannot be found in a set
 
 
 @st.composite
@@ -244,10 +251,10 @@ def graphs(draw: st.DrawFn) -> Any:
     makers: list[Callable[[], Any]] = [
         lambda: tuple(some()),
         some,
-        lambda: {key: value for key, value in zip(filter(is_hashable, some()), some(), strict=False)},
+        lambda: {key: value for key, value in zip(filter(is_key, some()), some(), strict=False)},
         lambda: dict(zip("abc", some(), strict=False)),
-        lambda: set(filter(is_hashable, some())),
-        lambda: frozenset(filter(is_hashable, some())),
+        lambda: set(filter(is_key, some())),
+        lambda: frozenset(filter(is_key, some())),
     ]
     for _ in range(draw(st.integers(1, 10))):
         nodes.append(draw(st.sampled_from(makers))())
