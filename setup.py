@@ -52,6 +52,9 @@ def extension(name: str, sources: list[str]) -> Extension:
 extensions = [
     extension("_native", sorted(glob("csrc/*.c"))),  # the only one that links csrc
     extension("_packed", []),
+    extension("_scalars", []),
+    extension("_tagwriter", []),
+    extension("_tagreader", []),
     extension("_codec", []),
     extension("_nursery", []),
     extension("_plan", []),

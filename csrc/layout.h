@@ -146,9 +146,10 @@ typedef enum {
   FP_KIND_BLOCK = 8,
   FP_KIND_FRAGMENT = 9,
   FP_KIND_ERROR = 10,
-  FP_KIND_PACKED = 11,
-  FP_KIND_PLACED = 12,
-  FP_KINDS = 13
+  FP_KIND_TAGGED = 11,
+  FP_KIND_PACKED = 12,
+  FP_KIND_PLACED = 13,
+  FP_KINDS = 14
 } fp_kind;
 
 typedef enum { FP_PHASE_TASK = 0, FP_PHASE_INIT = 1, FP_PHASE_EXIT = 2, FP_PHASES = 3 } fp_phase;
@@ -168,27 +169,28 @@ typedef struct {
 /* Items of variable length: header, then data, padded to 8 bytes. */
 typedef struct {
   uint32_t bytes; /* of data, without padding */
-  uint32_t tag; /* STR: bytes a character (1, 2, 4); BYTES: 0; PICKLE: FP_KIND_PICKLE; FRAGMENT: see below */
+  uint32_t tag;   /* STR: bytes a character (1, 2, 4); BYTES: 0; PICKLE, ERROR: FP_KIND_PICKLE; TAGGED:
+                     FP_KIND_TAGGED */
 } fp_item;
 
-typedef struct { /* PICKLE, ERROR: after fp_item */
+typedef struct { /* PICKLE, TAGGED, ERROR: after fp_item */
   uint64_t sum;  /* fp_checksum of the data */
 } fp_summed;
 
 typedef struct {   /* BLOCK item: the whole payload of one item */
   uint64_t offset; /* of the block's data in the segment */
   uint64_t bytes;
-  uint64_t sum;  /* PICKLE: checksum; else 0 */
-  uint32_t kind; /* STR, BYTES, PICKLE */
+  uint64_t sum;  /* PICKLE, TAGGED: checksum; else 0 */
+  uint32_t kind; /* STR, BYTES, PICKLE, TAGGED */
   uint32_t tag;  /* as in fp_item */
 } fp_block_item;
 
 typedef struct {  /* FRAGMENT item: then `bytes` of data, padded to 8 */
   uint64_t total; /* bytes of the whole item */
   uint64_t at;    /* where this piece begins */
-  uint64_t sum;   /* PICKLE: checksum of the whole */
+  uint64_t sum;   /* PICKLE, TAGGED, ERROR: checksum of the whole; else 0 */
   uint32_t bytes; /* of this piece */
-  uint16_t kind;  /* STR, BYTES, PICKLE, ERROR */
+  uint16_t kind;  /* STR, BYTES, PICKLE, TAGGED, ERROR */
   uint16_t tag;
 } fp_fragment;
 

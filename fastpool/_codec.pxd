@@ -1,8 +1,13 @@
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from fastpool._native cimport FP_KIND_FLOAT64, FP_KIND_INT64, Segment, fp_writer, fp_writer_commit
+from fastpool._native cimport (
+    FP_KIND_BYTES, FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_PICKLE, FP_KIND_TAGGED, Segment, fp_align, fp_item,
+    fp_summed, fp_writer, fp_writer_commit,
+)
 from fastpool._packed cimport Packer, Unpacker
+from fastpool._tagreader cimport TagReader
+from fastpool._tagwriter cimport TagWriter
 
 cdef extern from "Python.h":
     bint PyLong_CheckExact(object value)
@@ -21,9 +26,14 @@ cdef class Encoder(Packer):
     cdef uint64_t job
     cdef uint64_t number   # of the task whose item comes next
     cdef uint64_t large    # items of more bytes do not go into records
+    cdef TagWriter tags
+    cdef int streak_kind   # plain kind of the last items of a TAGGED record
+    cdef uint32_t streak   # how many of them are of this kind
     cdef object dumps
 
     cdef int put(self, object value) except -1
+    cdef int put_integer(self, object value) except -1
+    cdef int put_tagged(self, object value) except -1
     cdef bint put_array(self, object array) except -1
     cdef int put_packed(self) except -1
     cdef int put_pickled(self, object value) except -1
@@ -38,6 +48,41 @@ cdef class Encoder(Packer):
     cdef int put_large(self, int kind, uint32_t tag, const void *data, uint64_t size, uint64_t total,
                        object keep) except -1
     cdef int wanted(self) except -1
+
+
+cdef enum:
+    SHORT_RUN = 8     # a run of fewer items costs more than the same items tagged
+    LONG_STREAK = 32  # so many tagged ones of a plain kind, and a run begins
+
+
+cdef inline bint takes_run(Encoder encoder, int kind) noexcept:
+    """Does a run of this plain kind go on, or may one begin? Not where the types change all the time."""
+    if kind == encoder.kind or encoder.kind < 0:
+        return True
+    if encoder.kind > FP_KIND_BYTES:
+        return encoder.kind != FP_KIND_TAGGED
+    return encoder.writer.committed - encoder.writer.record.base >= SHORT_RUN
+
+
+cdef inline bint goes_in_run(Encoder encoder, int kind) noexcept:
+    """The same for the next item, which counts: many of a kind among the tagged ones are a run again."""
+    if takes_run(encoder, kind):
+        return True
+    if kind != encoder.streak_kind:
+        encoder.streak_kind = kind
+        encoder.streak = 0
+    encoder.streak += 1
+    return encoder.streak > LONG_STREAK
+
+
+cdef inline bint is_summed(uint32_t tag) noexcept:
+    """Do items with this tag carry a checksum?"""
+    return tag == FP_KIND_PICKLE or tag == FP_KIND_TAGGED
+
+
+cdef inline uint64_t item_bytes(uint32_t tag, uint64_t size) noexcept:
+    """Bytes that an item with `size` bytes of data takes in a record."""
+    return sizeof(fp_item) + (sizeof(fp_summed) if is_summed(tag) else 0) + fp_align(size, 8)
 
 
 cdef inline int put(Encoder encoder, object value) except -1:
@@ -64,6 +109,7 @@ cdef inline int put(Encoder encoder, object value) except -1:
 
 cdef class Decoder(Unpacker):
     """Turns items back into objects; puts items together that came in fragments."""
+    cdef TagReader tags
     cdef object loads
     cdef bytearray pieces  # of an item that has begun to come in fragments, or None
     cdef int pieces_kind   # kind of the item that the last fragment completed

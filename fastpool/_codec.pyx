@@ -1,7 +1,9 @@
 """Objects to items of records and back (csrc/README.md, "Records").
 
-int64, float64, bool, None, str and bytes have a kind of their own, in which they come back as exactly what they were
-(subclasses do not: they, and everything else, are pickled with protocol 5, one pickle an item).
+int64, float64, bool, None, str and bytes have a kind of their own, in which they come back as exactly what they were.
+Containers of builtin types and numpy scalars are tagged (`_tags.pxd`), and so are plain values whose type keeps
+changing: a record for each would cost more. Subclasses and everything else are pickled with protocol 5, one pickle an
+item.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -16,10 +18,12 @@ import pickle
 
 from fastpool._native cimport (
     FP_KIND_BLOCK, FP_KIND_BOOL, FP_KIND_BYTES, FP_KIND_ERROR, FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_NONE,
-    FP_KIND_PACKED, FP_KIND_PICKLE, FP_KIND_PLACED, FP_KIND_STR, Segment, block_check, fp_align, fp_at, fp_block_item,
-    fp_checksum, fp_fragment, fp_item, fp_summed, fp_writer_commit, writer_close,
+    FP_KIND_PACKED, FP_KIND_PICKLE, FP_KIND_PLACED, FP_KIND_STR, FP_KIND_TAGGED, Segment, block_check, fp_align, fp_at,
+    fp_block_item, fp_checksum, fp_fragment, fp_item, fp_summed, fp_writer_commit, writer_close,
 )
 from fastpool._packed cimport is_array
+from fastpool._tagreader cimport TagReader
+from fastpool._tagwriter cimport TagWriter
 from fastpool.errors import DamagedMemoryError
 
 cdef extern from "Python.h":
@@ -36,6 +40,9 @@ cdef extern from "Python.h":
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
     int PyBUF_READ
 
+cdef enum:
+    LONG_TEXT = 1024  # bytes: worth a record rather than a checksum
+
 INCOMPLETE = object()
 PLACED = object()
 
@@ -48,41 +55,73 @@ def is_placed(value) -> bool:
 cdef class Encoder:
     def __cinit__(self):
         self.kind = -1
+        self.tags = TagWriter()
         self.dumps = pickle.dumps
 
     cdef int put(self, object value) except -1:
         """Append a value as the next item and commit it."""
         cdef PyTypeObject *kind = Py_TYPE(value)
         cdef unsigned char *at
-        cdef long long integer
-        cdef int overflow = 0
+        cdef uint64_t size
         cdef int width
         if kind == &PyLong_Type:
-            integer = PyLong_AsLongLongAndOverflow(value, &overflow)
-            if overflow == 0:
-                at = self.room(FP_KIND_INT64, 8)
-                (<int64_t *>at)[0] = integer
-                return self.commit(at + 8)
+            if goes_in_run(self, FP_KIND_INT64):
+                return self.put_integer(value)
         elif kind == &PyFloat_Type:
-            at = self.room(FP_KIND_FLOAT64, 8)
-            (<double *>at)[0] = PyFloat_AS_DOUBLE(value)
-            return self.commit(at + 8)
+            if goes_in_run(self, FP_KIND_FLOAT64):
+                at = self.room(FP_KIND_FLOAT64, 8)
+                (<double *>at)[0] = PyFloat_AS_DOUBLE(value)
+                return self.commit(at + 8)
         elif value is None:
-            at = self.room(FP_KIND_NONE, 0)
-            return self.commit(at)
+            if goes_in_run(self, FP_KIND_NONE):
+                at = self.room(FP_KIND_NONE, 0)
+                return self.commit(at)
         elif kind == &PyBool_Type:
-            at = self.room(FP_KIND_BOOL, 1)
-            at[0] = value is True
-            return self.commit(at + 1)
+            if goes_in_run(self, FP_KIND_BOOL):
+                at = self.room(FP_KIND_BOOL, 1)
+                at[0] = value is True
+                return self.commit(at + 1)
         elif kind == &PyUnicode_Type:
             width = PyUnicode_KIND(value)
-            return self.put_data(FP_KIND_STR, width, PyUnicode_DATA(value),
-                                 <uint64_t>PyUnicode_GET_LENGTH(value) * width, value)
+            size = <uint64_t>PyUnicode_GET_LENGTH(value) * width
+            if size > LONG_TEXT or goes_in_run(self, FP_KIND_STR):
+                return self.put_data(FP_KIND_STR, width, PyUnicode_DATA(value), size, value)
         elif kind == &PyBytes_Type:
-            return self.put_data(FP_KIND_BYTES, 0, PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value), value)
-        if is_array(value) and self.put_array(value):
-            return 0
-        return self.put_pickled(value)
+            if PyBytes_GET_SIZE(value) > LONG_TEXT or goes_in_run(self, FP_KIND_BYTES):
+                return self.put_data(FP_KIND_BYTES, 0, PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value), value)
+        else:
+            self.streak = 0
+            if is_array(value) and self.put_array(value):
+                return 0
+        return self.put_tagged(value)
+
+    cdef int put_integer(self, object value) except -1:
+        cdef int overflow = 0
+        cdef int64_t integer = PyLong_AsLongLongAndOverflow(value, &overflow)
+        cdef unsigned char *at
+        if overflow:
+            return self.put_tagged(value)
+        at = self.room(FP_KIND_INT64, 8)
+        (<int64_t *>at)[0] = integer
+        return self.commit(at + 8)
+
+    cdef int put_tagged(self, object value) except -1:
+        """Append a value tagged; pickled, if it is not for tags. What an item refers to is in its own record."""
+        cdef TagWriter tags = self.tags
+        cdef uint64_t room = 0
+        if self.kind == FP_KIND_TAGGED:
+            room = <uint64_t>(self.writer.end - self.writer.at)
+        else:
+            tags.forget()
+        if not tags.write(value):
+            return self.put_pickled(value)
+        if not tags.alone and item_bytes(FP_KIND_TAGGED, tags.size()) > room:
+            tags.forget()
+            tags.write(value)
+        self.put_data(FP_KIND_TAGGED, FP_KIND_TAGGED, tags.start, tags.size(), tags.buffer)
+        if self.kind != FP_KIND_TAGGED:
+            tags.forget()  # it was large: nothing else refers to what it has
+        return 0
 
     cdef bint put_array(self, object array) except -1:
         """Append an array as it is. False: it must be pickled."""
@@ -114,19 +153,19 @@ cdef class Encoder:
                              payload)
 
     cdef int put_data(self, int kind, uint32_t tag, const void *data, uint64_t size, object keep) except -1:
-        cdef uint64_t head = sizeof(fp_item)
-        cdef bint summed = tag == FP_KIND_PICKLE
-        if summed:
-            head += sizeof(fp_summed)
-        cdef uint64_t total = head + fp_align(size, 8)
+        cdef uint64_t total = item_bytes(tag, size)
+        cdef unsigned char *at
+        cdef unsigned char *to
         if total > self.large:
             return self.put_large(kind, tag, data, size, total, keep)
-        cdef unsigned char *at = self.room(kind, total)
+        at = self.room(kind, total)
+        to = at + sizeof(fp_item)
         (<fp_item *>at).bytes = <uint32_t>size
         (<fp_item *>at).tag = tag
-        if summed:
-            (<fp_summed *>(at + sizeof(fp_item))).sum = fp_checksum(data, size)
-        memcpy(at + head, data, size)
+        if is_summed(tag):
+            (<fp_summed *>to).sum = fp_checksum(data, size)
+            to += sizeof(fp_summed)
+        memcpy(to, data, size)
         return self.commit(at + total)
 
     cdef unsigned char *room(self, int kind, uint64_t need) except NULL:
@@ -166,6 +205,7 @@ cdef class Decoder:
         self.segment = segment
         self.heap = heap
         self.in_worker = in_worker
+        self.tags = TagReader()
         self.loads = pickle.loads
         self.pieces = None
 
@@ -177,6 +217,7 @@ cdef class Decoder:
         cdef fp_summed summed
         cdef fp_block_item block
         cdef uint64_t total
+        cdef object value
         if kind == FP_KIND_INT64:
             demand(left, 8)
             at[0] = here + 8
@@ -199,15 +240,16 @@ cdef class Decoder:
             at[0] = here + sizeof(fp_block_item)
             if not block_check(self.segment.at, self.heap, block.offset, block.bytes):
                 raise DamagedMemoryError("an item names a large block that is not there")
-            return self.of_data(block.kind, block.tag, block.sum,
-                                <const unsigned char *>fp_at(self.segment.at, block.offset), block.bytes)
+            value = self.of_data(block.kind, block.tag, block.sum,
+                                 <const unsigned char *>fp_at(self.segment.at, block.offset), block.bytes)
+            self.tags.forget()
+            return value
         demand(left, sizeof(fp_item))
         memcpy(&head, here, sizeof(fp_item))
         here += sizeof(fp_item)
-        total = sizeof(fp_item) + fp_align(head.bytes, 8)
+        total = item_bytes(head.tag, head.bytes)
         summed.sum = 0
-        if kind in (FP_KIND_PICKLE, FP_KIND_ERROR, FP_KIND_PACKED):
-            total += sizeof(fp_summed)
+        if is_summed(head.tag):
             demand(left, sizeof(fp_item) + sizeof(fp_summed))
             memcpy(&summed, here, sizeof(fp_summed))
             here += sizeof(fp_summed)
@@ -216,11 +258,15 @@ cdef class Decoder:
         return self.of_data(kind, head.tag, summed.sum, here, head.bytes)
 
     cdef object of_data(self, int kind, uint32_t tag, uint64_t total, const unsigned char *data, uint64_t size):
-        if kind in (FP_KIND_PICKLE, FP_KIND_ERROR, FP_KIND_PACKED):
-            if fp_checksum(data, size) != total:
-                raise DamagedMemoryError("the bytes of a pickled item do not have their checksum")
-            if kind == FP_KIND_PACKED:
-                return self.unpack(data, size)
+        if is_summed(tag) != (kind in (FP_KIND_TAGGED, FP_KIND_PICKLE, FP_KIND_ERROR, FP_KIND_PACKED)):
+            raise DamagedMemoryError(f"an item of kind {kind} with tag {tag}")
+        if is_summed(tag) and fp_checksum(data, size) != total:
+            raise DamagedMemoryError("the bytes of a large or structured item do not have their checksum")
+        if kind == FP_KIND_TAGGED:
+            return self.tags.read(data, size)
+        if kind == FP_KIND_PACKED:
+            return self.unpack(data, size)
+        if kind == FP_KIND_PICKLE or kind == FP_KIND_ERROR:
             return self.loads(PyMemoryView_FromMemory(<char *>data, size, PyBUF_READ))
         if kind == FP_KIND_BYTES:
             return PyBytes_FromStringAndSize(<const char *>data, size)
@@ -247,7 +293,9 @@ cdef class Decoder:
         cdef bytearray whole = self.pieces
         self.pieces = None
         self.pieces_kind = head.kind
-        return self.of_data(head.kind, head.tag, head.sum, <unsigned char *><char *>whole, head.total)
+        cdef object value = self.of_data(head.kind, head.tag, head.sum, <unsigned char *><char *>whole, head.total)
+        self.tags.forget()
+        return value
 
 
 cdef inline int demand(uint64_t left, uint64_t need) except -1:

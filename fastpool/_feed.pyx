@@ -9,18 +9,21 @@ from cpython.object cimport PyObject
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
-from fastpool._codec cimport Encoder, PyLong_AsLongLongAndOverflow, PyLong_CheckExact
+from fastpool._codec cimport Encoder, PyLong_AsLongLongAndOverflow, PyLong_CheckExact, is_summed, takes_run
 from fastpool._native cimport (
     FP_BORN_WITH, FP_FEED_SLOTS, FP_FROM_SPACE, FP_FULL, FP_IN_BLOCK, FP_IN_OWNER, FP_IN_SPACE, FP_KIND_BLOCK,
-    FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_PICKLE, FP_NEVER, FP_PHASE_TASK, Segment, Space, block_free, check, fp_at,
-    fp_block_item, fp_buffer, fp_checksum, fp_feed_of, fp_feed_slot, heap_alloc, now_ns, poke, public_blocks, space_of,
-    store, writer_open,
+    FP_KIND_FLOAT64, FP_KIND_INT64, FP_LINE_BYTES, FP_NEVER, FP_PHASE_TASK, Segment, Space, block_free, check, fp_at,
+    fp_block_item, fp_buffer, fp_checksum, fp_feed_of, fp_feed_slot, fp_lane, heap_alloc, now_ns, poke, public_blocks,
+    space_of, store, writer_open,
 )
 from fastpool._packed cimport dump_with_shared_arrays, is_private
 from fastpool.errors import DamagedMemoryError, SerializationError
+
+cdef extern from "stdlib.h":
+    void *aligned_alloc(size_t alignment, size_t size)
 
 cdef extern from "Python.h":
     PyObject *PyIter_Next(object iterator) except? NULL
@@ -70,14 +73,17 @@ cdef class BufferEncoder(Encoder):
         self.placed = []
         self.kept = []
         self.writer.ring = <unsigned char *>calloc(1, BUFFER_BYTES)
-        if self.writer.ring is NULL:
+        self.lane = <fp_lane *>aligned_alloc(FP_LINE_BYTES, sizeof(fp_lane))
+        if self.writer.ring is NULL or self.lane is NULL:
             raise MemoryError("fastpool: no memory to encode input in")
         self.writer.ring_bytes = BUFFER_BYTES
-        self.writer.lane = &self.lane
+        memset(self.lane, 0, sizeof(fp_lane))
+        self.writer.lane = self.lane
         poke(self.lane.wake_at, FP_NEVER)
 
     def __dealloc__(self):
         free(self.writer.ring)
+        free(self.lane)
 
     cdef int clear(self) except -1:
         """Empty the buffer for the next chunk; give memory back that an unusually large one took."""
@@ -128,6 +134,8 @@ cdef class BufferEncoder(Encoder):
                 kind = FP_KIND_INT64
             else:
                 break
+            if not takes_run(self, kind):
+                break
             at = self.room(kind, 8)
             stretch = min(<uint64_t>(self.writer.end - at) // 8, count - done)
             k = copy_floats(items, start + done, stretch, <double *>at) if kind == FP_KIND_FLOAT64 \
@@ -147,7 +155,7 @@ cdef class BufferEncoder(Encoder):
         cdef fp_block_item *item = <fp_block_item *>at
         item.offset = 0  # known when the chunk is published
         item.bytes = size
-        item.sum = fp_checksum(data, size) if tag == FP_KIND_PICKLE else 0
+        item.sum = fp_checksum(data, size) if is_summed(tag) else 0
         item.kind = kind
         item.tag = tag
         self.blob_bytes += size

@@ -3,11 +3,11 @@
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from fastpool._codec cimport Encoder
+from fastpool._codec cimport Encoder, is_summed
 from fastpool._native cimport (
-    FP_FULL, FP_IN_BLOCK, FP_KIND_BLOCK, FP_KIND_FRAGMENT, FP_KIND_PICKLE, FP_KIND_PLACED, Segment, check, fp_align,
-    fp_at, fp_block_item, fp_buffer, fp_checksum, fp_fragment, fp_line_news, fp_line_of, fp_writer, heap_alloc, load,
-    now_ns, peek, store, writer_attach, writer_close, writer_half_full, writer_has_room, writer_largest, writer_open,
+    FP_FULL, FP_IN_BLOCK, FP_KIND_BLOCK, FP_KIND_FRAGMENT, FP_KIND_PLACED, Segment, check, fp_align, fp_at,
+    fp_block_item, fp_buffer, fp_checksum, fp_fragment, fp_line_news, fp_line_of, fp_writer, heap_alloc, load, now_ns,
+    peek, store, writer_attach, writer_close, writer_half_full, writer_has_room, writer_largest, writer_open,
 )
 from fastpool._nursery cimport is_block, nursery
 from fastpool._packed cimport KEEP_BYTES, array_bytes, array_data, is_sole
@@ -148,7 +148,7 @@ cdef class LaneEncoder(Encoder):
     cdef int put_large(self, int kind, uint32_t tag, const void *data, uint64_t size, uint64_t total,
                        object keep) except -1:
         cdef uint64_t offset = 0
-        cdef uint64_t sum = fp_checksum(data, size) if tag == FP_KIND_PICKLE else 0
+        cdef uint64_t sum = fp_checksum(data, size) if is_summed(tag) else 0
         cdef fp_block_item *item
         cdef int code = heap_alloc(self.segment.at, self.worker, size, &offset)
         if code == FP_FULL:

@@ -40,6 +40,7 @@ cdef extern from "layout.h" nogil:
         FP_KIND_BLOCK
         FP_KIND_FRAGMENT
         FP_KIND_ERROR
+        FP_KIND_TAGGED
         FP_KIND_PACKED
         FP_KIND_PLACED
         FP_PHASE_TASK
@@ -60,6 +61,7 @@ cdef extern from "layout.h" nogil:
         FP_ARRAY_STRIDED
     const uint64_t FP_NEVER
     const uint64_t FP_MAGIC
+    const size_t FP_LINE_BYTES
     const uint64_t FP_TOTAL_UNKNOWN
     const uint64_t FP_MAX_CHUNK
     const uint64_t FP_MAX_UNITS

@@ -31,7 +31,8 @@ LAYERS = [
     {"_feed", "_lane"},
     {"_codec", "_plan"},
     {"_nursery", "_packed"},
-    {"_native"},
+    {"_native", "_tagwriter", "_tagreader"},
+    {"_scalars"},
     {"errors", "machine", "serializer"},
 ]
 
@@ -101,7 +102,7 @@ def stub_names(path: Path) -> set[str]:
     return {name for name in names if not name.endswith("__") and "LoopHost" not in name}
 
 
-@pytest.mark.parametrize("name", ["_native", "_feed", "_worker", "_collect"])
+@pytest.mark.parametrize("name", ["_native", "_tagwriter", "_tagreader", "_feed", "_worker", "_collect"])
 def test_stubs_match_the_extensions(name: str) -> None:
     module = __import__(f"fastpool.{name}", fromlist=[name])
     real = set()

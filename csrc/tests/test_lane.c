@@ -57,7 +57,7 @@ static void write_item(unsigned char *at, uint16_t kind, uint64_t i, uint32_t mo
   }
   memset(at, (int)(value & 255), item_bytes(kind, i, most));
   if (kind != FP_KIND_BLOCK) memcpy(at, &length, sizeof length);
-  if (kind == FP_KIND_PICKLE || kind == FP_KIND_ERROR) {
+  if (kind == FP_KIND_PICKLE || kind == FP_KIND_ERROR || kind == FP_KIND_TAGGED) {
     uint64_t sum = fp_checksum(at + head, length);
     memcpy(at + sizeof(fp_item), &sum, 8);
   }

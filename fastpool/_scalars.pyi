@@ -1,0 +1,1 @@
+"""numpy's scalars to bytes and back."""

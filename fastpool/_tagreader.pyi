@@ -1,0 +1,6 @@
+"""Tagged bytes to values. The bytes may be damaged: nothing in them is believed."""
+
+from typing import Any
+
+class TagReader:
+    def loads(self, data: bytes) -> Any: ...
