@@ -12,9 +12,9 @@ from libc.string cimport memcpy, memset
 
 from fastpool._codec cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact, is_summed, takes_run
 from fastpool._native cimport (
-    FP_FEED_SLOTS, FP_FULL, FP_KIND_BLOCK, FP_KIND_FLOAT64, FP_KIND_INT64, FP_LINE_BYTES, FP_NEVER, FP_PHASE_TASK,
-    Segment, block_free, check, fp_at, fp_block_item, fp_checksum, fp_feed_of, fp_feed_slot, fp_lane, heap_alloc,
-    now_ns, poke, store, writer_open,
+    FP_FEED_SLOTS, FP_FULL, FP_KIND_BLOCK, FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_TAGGED, FP_LINE_BYTES, FP_NEVER,
+    FP_PHASE_TASK, Segment, block_free, check, fp_at, fp_block_item, fp_checksum, fp_feed_of, fp_feed_slot, fp_lane,
+    heap_alloc, now_ns, poke, store, writer_open,
 )
 from fastpool.errors import DamagedMemoryError, SerializationError
 
@@ -212,7 +212,7 @@ cdef class Feed:
             count = self.limit - self.tasks
         encoder.number = self.tasks
         while self.pending < count:
-            if self.plain is not None:
+            if self.plain is not None and encoder.kind != FP_KIND_TAGGED:
                 many = encoder.put_numbers(self.plain, self.tasks, min(count - self.pending, NUMBERS_AT_ONCE))
                 self.pending += many
                 self.tasks += many
