@@ -16,18 +16,21 @@ static inline uint64_t fp_mix(uint64_t x) {
 
 static inline uint64_t fp_checksum(const void *data, uint64_t bytes) {
   const unsigned char *at = (const unsigned char *)data;
-  uint64_t lane[4] = {bytes, ~bytes, UINT64_C(0x9e3779b97f4a7c15), UINT64_C(0xc2b2ae3d27d4eb4f)};
+  uint64_t sum = bytes ^ UINT64_C(0x9e3779b97f4a7c15);
   uint64_t word;
-  while (bytes >= 32) {
-    for (int i = 0; i < 4; i++) {
-      memcpy(&word, at + 8 * i, 8);
-      lane[i] = (lane[i] ^ word) * UINT64_C(0xff51afd7ed558ccd);
-      lane[i] ^= lane[i] >> 32;
+  if (bytes >= 32) {
+    uint64_t lane[4] = {bytes, ~bytes, UINT64_C(0x9e3779b97f4a7c15), UINT64_C(0xc2b2ae3d27d4eb4f)};
+    while (bytes >= 32) {
+      for (int i = 0; i < 4; i++) {
+        memcpy(&word, at + 8 * i, 8);
+        lane[i] = (lane[i] ^ word) * UINT64_C(0xff51afd7ed558ccd);
+        lane[i] ^= lane[i] >> 32;
+      }
+      at += 32;
+      bytes -= 32;
     }
-    at += 32;
-    bytes -= 32;
+    sum = lane[0] ^ fp_mix(lane[1]) ^ fp_mix(lane[2] + 1) ^ fp_mix(lane[3] + 2);
   }
-  uint64_t sum = lane[0] ^ fp_mix(lane[1]) ^ fp_mix(lane[2] + 1) ^ fp_mix(lane[3] + 2);
   while (bytes >= 8) {
     memcpy(&word, at, 8);
     sum = fp_mix(sum ^ word);

@@ -43,6 +43,11 @@ cdef int has_news(void *context) noexcept nogil:
     return 0
 
 
+cdef object undecodable(str what, task, uint32_t worker, error):
+    return SerializationError(what, task, None, f"unpickling what worker {worker} sent failed with "
+                                                f"{type(error).__qualname__}: {error}")
+
+
 cdef enum:
     VIEWS_A_PASS = 64  # of one lane, before the caller's thread looks at signals and other lanes
 
@@ -226,11 +231,16 @@ cdef class Collector:
             self.take_numbers(task, end, view.kind == FP_KIND_INT64, here)
             here += 8 * <uint64_t>view.count
         else:
-            while task < end:
-                value = self.decode(decoder, worker, view.kind, &here, view.end, "result", task)
-                Py_INCREF(value)
-                self.place(task, <PyObject *>value)
-                task += 1
+            try:
+                while task < end:
+                    value = decoder.item(view.kind, &here, view.end)
+                    Py_INCREF(value)
+                    self.place(task, <PyObject *>value)
+                    task += 1
+            except FastpoolError:
+                raise
+            except Exception as error:
+                raise undecodable("result", task, worker, error) from error
         at[0] = here
         return 0
 
@@ -289,9 +299,7 @@ cdef class Collector:
         except FastpoolError:
             raise
         except Exception as error:
-            raise SerializationError(what, task if what == "result" else None, None,
-                                     f"unpickling what worker {worker} sent failed with "
-                                     f"{type(error).__qualname__}: {error}") from error
+            raise undecodable(what, task if what == "result" else None, worker, error) from error
 
     # ------------------------------------------------------------ lanes
 

@@ -15,9 +15,9 @@ cimport numpy as cnp
 from fastpool._codec cimport Encoder, PyLong_AsLongLongAndOverflow, PyLong_CheckExact, is_summed, takes_run
 from fastpool._native cimport (
     FP_BORN_WITH, FP_FEED_SLOTS, FP_FROM_SPACE, FP_FULL, FP_IN_BLOCK, FP_IN_OWNER, FP_IN_SPACE, FP_KIND_BLOCK,
-    FP_KIND_FLOAT64, FP_KIND_INT64, FP_LINE_BYTES, FP_NEVER, FP_PHASE_TASK, Segment, Space, block_free, check, fp_at,
-    fp_block_item, fp_buffer, fp_checksum, fp_feed_of, fp_feed_slot, fp_lane, heap_alloc, now_ns, poke, public_blocks,
-    space_of, store, writer_open,
+    FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_TAGGED, FP_LINE_BYTES, FP_NEVER, FP_PHASE_TASK, Segment, Space, block_free,
+    check, fp_at, fp_block_item, fp_buffer, fp_checksum, fp_feed_of, fp_feed_slot, fp_lane, heap_alloc, now_ns, poke,
+    public_blocks, space_of, store, writer_open,
 )
 from fastpool._packed cimport dump_with_shared_arrays, is_private
 from fastpool.errors import DamagedMemoryError, SerializationError
@@ -286,7 +286,7 @@ cdef class Feed:
         encoder.number = self.tasks
         cdef uint64_t at_once = max(1, min(NUMBERS_AT_ONCE, most_bytes // 8))
         while self.pending < count:
-            if self.plain is not None:
+            if self.plain is not None and encoder.kind != FP_KIND_TAGGED:
                 many = encoder.put_numbers(self.plain, self.tasks, min(count - self.pending, at_once))
                 self.pending += many
                 self.tasks += many

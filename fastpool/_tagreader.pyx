@@ -63,6 +63,8 @@ cdef class TagReader:
         self.at = data
         self.end = data + size
         self.owed = 0
+        if PyList_GET_SIZE(self.objects):
+            self.objects.clear()  # of an item that could not be read
         if size and data[0] == ALONE:
             self.at += 1
             self.forget()
@@ -70,9 +72,8 @@ cdef class TagReader:
             value = self.read_value(0)
         except (TypeError, ValueError, SystemError) as error:  # an unhashable key, a character that there is not
             raise DamagedMemoryError("the bytes of a tagged item make no sense") from error
-        finally:
-            if PyList_GET_SIZE(self.objects):
-                self.objects.clear()
+        if PyList_GET_SIZE(self.objects):
+            self.objects.clear()
         if self.at != self.end:
             damaged()
         return value
