@@ -389,6 +389,8 @@ def test_every_error_pickles_and_says_something() -> None:
         fastpool.WorkerDiedError(1, 23, -9, "running", range(3, 7)),
         fastpool.WorkerDiedError(1, 23, None, "idle", range(0)),
         fastpool.WorkerDiedError(1, 23, 3, "starting", range(4, 5)),
+        fastpool.WorkerDiedError(1, 23, 1, "starting", range(0), "spawn"),
+        SerializationError("function", None, 1, "a lambda"),
         SerializationError("result", 3, 1, "detail"),
         fastpool.DamagedMemoryError("the ring"),
         RemoteError(0, "task", 3, "(1, 2)", "Traceback"),
