@@ -156,7 +156,12 @@ CASES: tuple[Case, ...] = (
         **SQRT,
     ),
     Case("sqrt_plain", "np.sqrt of float64, an ordinary array, warm pool", session=array_in_workers, **SQRT),
-    Case("sqrt_fine", "the same; the peers get it in pieces of 4 MB, one a task", session=array_in_fine_pieces, **SQRT),
+    Case(
+        "sqrt_fine",
+        "np.sqrt of float64, in pieces of 4 MB for the peers, warm pool",
+        session=array_in_fine_pieces,
+        **SQRT,
+    ),
     Case(
         "sqrt_first",
         "np.sqrt of float64, first map of a new pool",

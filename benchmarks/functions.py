@@ -14,8 +14,8 @@ Function = Callable[[Any], Any]
 MEGABYTE = 1 << 20
 
 
-def same(x: int) -> int:
-    return x
+def shortest(x: int) -> int:
+    return (x * 5 + 3) & 1023
 
 
 def square(x: int) -> int:
@@ -57,16 +57,20 @@ def busy(turns: int, x: int) -> int:
 # Tasks of a given length
 
 
-def seconds_per_call(function: Function, n_calls: int = 20_000) -> float:
-    start = time.perf_counter()
-    [function(x) for x in range(n_calls)]
-    return (time.perf_counter() - start) / n_calls
+def seconds_per_call(function: Function, n_calls: int = 5_000, repeats: int = 30) -> float:
+    """The least of many short measurements: one at least should be undisturbed."""
+
+    def measured() -> float:
+        start = time.perf_counter()
+        [function(x) for x in range(n_calls)]
+        return (time.perf_counter() - start) / n_calls
+
+    return min(measured() for _ in range(repeats))
 
 
 def seconds_per_turn(low: int = 10, high: int = 110) -> tuple[float, float]:
     """What a call of `busy` takes without any turn, and what each turn adds."""
-    at_low = min(seconds_per_call(partial(busy, low)) for _ in range(5))
-    at_high = min(seconds_per_call(partial(busy, high)) for _ in range(5))
+    at_low, at_high = seconds_per_call(partial(busy, low)), seconds_per_call(partial(busy, high))
     per_turn = (at_high - at_low) / (high - low)
     return at_low - low * per_turn, per_turn
 
@@ -75,5 +79,5 @@ def busy_for(*targets: float) -> Iterator[Function]:
     """For each target (in seconds) a function of one argument that takes about that long in a list comprehension."""
     call, per_turn = seconds_per_turn()
     for target in targets:
-        turns = round((target - call) / per_turn)
-        yield partial(busy, turns) if turns > 0 else same
+        turns = max(0, round((target - call) / per_turn))
+        yield partial(busy, turns) if target > 0.7 * call else shortest

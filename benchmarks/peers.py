@@ -173,7 +173,7 @@ class Mpire(Peer):
         return results
 
     def map_array(self, function: Function, array: Array, n_pieces: int) -> Array:
-        result: Array = self.pool.map(function, array, n_splits=n_pieces)
+        result: Array = self.pool.map(function, array, chunk_size=math.ceil(len(array) / n_pieces))
         return result
 
     def close(self) -> None:

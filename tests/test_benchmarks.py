@@ -271,25 +271,27 @@ def test_a_hopeless_peer_gets_no_shorter_tasks(monkeypatch: pytest.MonkeyPatch) 
     assert short.timing("futures") is None
 
 
-def test_tasks_of_a_length_can_be_sent_and_return_their_argument_or_its_neighbour() -> None:
-    for function in functions.busy_for(0.0, 1e-6, 1e-4):
-        assert pickle.loads(pickle.dumps(function))(6) in (6, 7)
+def test_tasks_of_a_length_can_be_sent_and_are_the_longer_the_more_is_asked_for() -> None:
+    made = list(functions.busy_for(0.0, 0.5e-6, 1e-4))
+    assert made[0] is functions.shortest
+    assert made[1].args < made[2].args  # type: ignore[attr-defined]
+    assert [pickle.loads(pickle.dumps(function))(6) for function in made] == [function(6) for function in made]
 
 
 # The peers
 
 
-def in_few(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def twice(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return array * 2
 
 
 @pytest.mark.parametrize("peer", [peers.Loop, peers.MultiprocessingPool, peers.Futures], ids=lambda peer: peer.name)
 def test_peers_agree(peer: type[Peer]) -> None:
-    array = np.arange(10.0)
+    array = np.arange(50.0)
     running = peer(2)
     with running:
         assert running.map(functions.square, range(20)) == [x * x for x in range(20)]
-        assert np.array_equal(running.map_array(in_few, array, 3), array * 2)
+        assert np.array_equal(running.map_array(twice, array, 19), array * 2)
     assert running.once(functions.square, range(3)) == [0, 1, 4]
 
 
@@ -422,6 +424,13 @@ def test_one_case_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[
     [result] = record["results"]["start_stop"]
     assert {name: len(found["seconds"]) for name, found in result["peers"].items()} == {"loop": 2, "fastpool": 2}
     assert "start_stop: a new pool" in capsys.readouterr().out
+
+
+def test_peers_that_leave_things_behind_agree_in_a_process_of_their_own() -> None:
+    """Whichever of them are installed: a wrong result would be an error."""
+    installed = [peer for peer in (peers.Joblib, peers.Mpire) if peer.missing() is None]
+    [result] = measure_in_child("sqrt_fine", [Loop, *installed], Settings(repeats=1, quick=True))
+    assert [timing.peer for timing in result.timings] == ["loop", *(peer.name for peer in installed)]
 
 
 def test_a_case_whose_process_fails_is_left_out(
