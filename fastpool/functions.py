@@ -11,13 +11,12 @@ once the fingerprint is another than it was given before.
 from __future__ import annotations
 
 import functools
-import hashlib
-import marshal
 import pickle
 import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from fastpool.definition import Definition
 from fastpool.errors import SerializationError
 from fastpool.serializer import Serializer
 
@@ -52,7 +51,7 @@ def dumps(functions: Functions, serializer: Serializer) -> bytes:
         name = name_of(_first_that_fails(functions, serializer))
         raise SerializationError("function", None, None, f"{name}: {type(error).__qualname__}: {error}") from error
     names = [name_of(function) for function in functions]
-    return pickle.dumps((pickled, names, [fingerprint(function) for function in functions]), 5)
+    return pickle.dumps((pickled, names, [Definition(function).digest for function in functions]), 5)
 
 
 def _first_that_fails(functions: Functions, serializer: Serializer) -> Function | None:
@@ -90,7 +89,7 @@ def loads(blob: bytes, serializer: Serializer, worker_id: int, given: dict[str, 
         what = ", ".join(name for name in names if name != NO_NAME)
         raise SerializationError("function", None, worker_id, f"{what}: {type(error).__qualname__}: {error}") from error
     for function, name, sent in zip(functions, names, fingerprints, strict=True):
-        if fingerprint(function) != sent and (given is None or given.get(name, sent) != sent):
+        if Definition(function).digest != sent and (given is None or given.get(name, sent) != sent):
             raise StaleFunctionError(name)
     if given is not None:
         given.update(zip(names, fingerprints, strict=True))
@@ -101,53 +100,13 @@ def name_of(function: Function | None) -> str:
     """Module and name of a callable, as a user would know it."""
     if function is None:
         return NO_NAME
-    known = function if hasattr(function, "__qualname__") else code_of(function) or type(function)
+    while isinstance(function, functools.partial):
+        function = function.func
+    known = function if hasattr(function, "__qualname__") else type(function)
     return f"{getattr(known, '__module__', None) or 'builtins'}.{known.__qualname__}"
 
 
-def code_of(function: Any) -> types.FunctionType | None:
-    """The Python function behind a callable, if there is one."""
-    while True:
-        if isinstance(function, types.FunctionType):
-            return function
-        if isinstance(function, functools.partial):
-            function = function.func
-        elif isinstance(function, types.MethodType):
-            function = function.__func__
-        elif isinstance(function, type):
-            function = vars(function).get("__init__")
-        elif isinstance(getattr(type(function), "__call__", None), types.FunctionType):  # noqa: B004
-            function = type(function).__call__
-        else:
-            return None
-
-
-def fingerprint(function: Function | None) -> bytes | None:
-    """A digest of a function's code and defaults; None for what is not written in Python."""
-    python = code_of(function)
-    if python is None:
-        return None
-    defaults = []
-    for value in [*(python.__defaults__ or ()), *(python.__kwdefaults__ or {}).items()]:
-        try:
-            defaults.append(pickle.dumps(value, 5))
-        except Exception:  # an object that cannot be pickled: its type has to do
-            defaults.append(type(value).__qualname__.encode())
-    return hashlib.blake2b(marshal.dumps(python.__code__) + b"\0".join(defaults), digest_size=16).digest()
-
-
-def is_same(old: Functions, new: Functions) -> bool:
-    """Are these the same objects, with nothing in them that can have changed since?"""
-    return all(a is b and (a is None or _is_plain(a)) for a, b in zip(old, new, strict=True))
-
-
-def _is_plain(function: Any) -> bool:
-    if isinstance(function, types.BuiltinFunctionType):
-        return True
-    return (
-        isinstance(function, types.FunctionType)
-        and not function.__closure__
-        and not function.__defaults__
-        and not function.__kwdefaults__
-        and not function.__dict__
-    )
+def is_plain(functions: Functions) -> bool:
+    """Are these functions that have no state of their own, other than what they share with their module?"""
+    kinds = (types.FunctionType, types.BuiltinFunctionType, type, type(None))
+    return all(isinstance(function, kinds) for function in functions)

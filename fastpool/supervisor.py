@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import operator
 import os
 import signal
 import time
@@ -15,6 +16,7 @@ from fastpool import functions, remote, spawning, worker
 from fastpool._collect import Collector
 from fastpool._native import Segment
 from fastpool.arrays import public_spaces, shared_memory
+from fastpool.definition import Definition, same_defaults
 from fastpool.errors import SerializationError, WorkerDiedError
 from fastpool.functions import Functions
 from fastpool.machine import cpu_count
@@ -49,6 +51,8 @@ class Supervisor:
         self._leaving: list[WorkerProcess] = []  # have written their last word, not yet waited for
         self._in_use_by_workers: list[Any] = []
         self._functions: Functions | None = None
+        self._definitions: list[Definition] = []  # of the functions
+        self._known: dict[str, Any] = {}  # functions that living workers have, by name
         self._version = 0
         self._blob: bytes | None = None
         self._shared: spawning.Packed | None = None  # for workers that are no forks
@@ -101,24 +105,41 @@ class Supervisor:
             os.close(shared.fd)
 
     def _learn(self, new: Functions) -> None:
-        """Give the job's functions a version: the one that living workers know, if they are the same."""
-        blob: bytes | None = None
+        """Give the job's functions a version: the one that living workers know, if they are the same.
+
+        What a function captured or has as a default is, like shared objects, as it was when the worker was forked.
+        """
+        old, blob = self._functions, None
+        same = old is not None and all(map(operator.is_, old, new)) and all(d.is_current for d in self._definitions)
         by_value = self.options.use_dill and not self.forks  # with what they refer to, which may have changed
-        if self._functions is not None and not by_value and functions.is_same(self._functions, new):
+        if same and functions.is_plain(new) and not by_value:
             return
+        definitions = [Definition(function) for function in new]
         if self._workers or not self.forks:
             try:
                 blob = functions.dumps(new, self.serializer)
             except SerializationError as error:
                 if not self.forks:
                     raise
+                if same:
+                    return
                 logger.info("workers are restarted: the function cannot be pickled for them (%s)", error)
             else:
-                if blob == self._blob:
+                if self.forks and not self._have_known_defaults(new):
+                    logger.info("workers are restarted: a function's defaults are new, which do not travel")
+                    blob = None
+                elif blob == self._blob:
                     return
-        self._functions = new
+        self._functions, self._definitions = new, definitions
+        if blob is None:  # for workers that are to come
+            self._known.clear()
+        self._known.update((functions.name_of(function), function) for function in new)
         self._version += 1
         self._blob = blob
+
+    def _have_known_defaults(self, new: Functions) -> bool:
+        """Do the functions have the defaults that workers know with these names?"""
+        return all(same_defaults(self._known.get(functions.name_of(function), function), function) for function in new)
 
     def _check_owner(self) -> None:
         if os.getpid() != self.owner_pid:

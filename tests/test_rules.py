@@ -33,7 +33,7 @@ LAYERS = [
     {"_nursery", "_packed"},
     {"_native", "_tagwriter", "_tagreader"},
     {"_scalars"},
-    {"errors", "machine", "serializer"},
+    {"definition", "errors", "machine", "serializer"},
 ]
 
 
