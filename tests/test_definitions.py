@@ -32,7 +32,10 @@ REDEFINED = {
         "t",
     ),
     "__new__": ("class K:\n def __new__(cls, x): return {0!r}\nt = K", "t"),
-    "argument of a partial": ("def f(x): return {0!r}\ndef apply(f, x): return f(x)\nt = functools.partial(apply, f)", "t"),
+    "argument of a partial": (
+        "def f(x): return {0!r}\ndef apply(f, x): return f(x)\nt = functools.partial(apply, f)",
+        "t",
+    ),
     "helper": ("def help(): return {0!r}\ndef t(x): return help()", "t"),
     "helper of a helper, in a comprehension": (
         "def two(): return {0!r}\ndef one(): return [two() for _ in range(1)][0]\ndef t(x): return one()",
