@@ -431,7 +431,7 @@ def run(tmp_path: Path, script: str, how: str = "file") -> subprocess.CompletedP
         input=script if how in ("stdin", "dash") else "",
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
 
@@ -562,7 +562,7 @@ def test_ctrl_c_while_workers_start_is_not_lost(tmp_path: Path, start_method: st
         assert multiprocessing.active_children() == []
         print("all came")
     """
-    rounds = "200" if os.environ.get("FASTPOOL_LONG") == "1" else "6"
+    rounds = "50" if os.environ.get("FASTPOOL_LONG") == "1" else "6"
     done = run(tmp_path, script.replace("METHOD", start_method).replace("ROUNDS", rounds))
     assert (done.stdout, done.stderr) == ("all came\n", "")
 
