@@ -158,7 +158,7 @@ CASES: tuple[Case, ...] = (
     Case("sqrt_plain", "np.sqrt of float64, an ordinary array, warm pool", session=array_in_workers, **SQRT),
     Case(
         "sqrt_fine",
-        "np.sqrt of float64, in pieces of 4 MB for the peers, warm pool",
+        "np.sqrt of float64, pieces of 4 MB for the peers, warm pool",
         session=array_in_fine_pieces,
         **SQRT,
     ),

@@ -32,7 +32,7 @@ class WrongResult(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """`repeats` of each peer, of a slow one as many as it does in `patience` seconds and at least `at_least`."""
+    """`repeats` of the loop and of each peer; of a slow one what it does in `patience` seconds, at least `at_least`."""
 
     n_jobs: int = 2
     repeats: int = 5
@@ -61,7 +61,8 @@ def turns(name: str, peers: Sequence[type[Peer]], settings: Settings, progress: 
     spent = dict.fromkeys(peers, 0.0)
     for repeat in range(settings.repeats):
         if repeat >= settings.at_least:
-            peers = [peer for peer in peers if spent[peer] / repeat * (repeat + 1) <= settings.patience]
+            allowed = settings.patience * repeat / (repeat + 1)
+            peers = [peer for peer in peers if peer is Loop or spent[peer] <= allowed]
         for peer in peers:
             progress(f"{name}: repeat {repeat + 1} of {settings.repeats}, {peer.name}")
             start = time.perf_counter()
