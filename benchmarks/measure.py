@@ -18,7 +18,7 @@ import numpy as np
 from . import functions
 from .cases import Call, Case, Sweep
 from .functions import Function
-from .peers import Fastpool, Loop, Peer, fastpool_has_arrays
+from .peers import Loop, Peer
 from .results import CaseResult, Timing
 
 Progress = Callable[[str], None]
@@ -75,22 +75,13 @@ def turns(name: str, peers: Sequence[type[Peer]], settings: Settings, progress: 
 
 def measure_case(case: Case, peers: Sequence[type[Peer]], settings: Settings, progress: Progress) -> CaseResult:
     n_tasks = case.n_quick if settings.quick else case.n_tasks
-    peers, skipped = able(case, peers)
     function, items = case.prepare(n_tasks)
     loop = Loop(settings.n_jobs)
     expected = canonical(loop.map_array(function, items, 1) if case.array else loop.map(function, items))
     seconds: dict[str, list[float]] = {peer.name: [] for peer in peers}
     for peer in turns(case.name, peers, settings, progress):
         seconds[peer.name].append(time_once(case, peer(settings.n_jobs), function, items, expected))
-    return CaseResult(case.name, n_tasks, settings.n_jobs, timings(seconds), skipped)
-
-
-def able(case: Case, peers: Sequence[type[Peer]]) -> tuple[list[type[Peer]], dict[str, str]]:
-    """Those of the peers that can do a case, and why the others cannot."""
-    skipped: dict[str, str] = {}
-    if case.array and not fastpool_has_arrays():
-        skipped[Fastpool.name] = "this version of it has no maps over arrays"
-    return [peer for peer in peers if peer.name not in skipped], skipped
+    return CaseResult(case.name, n_tasks, settings.n_jobs, timings(seconds))
 
 
 def time_once(case: Case, peer: Peer, function: Function, items: Any, expected: Any) -> float:

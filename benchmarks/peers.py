@@ -261,10 +261,3 @@ class Fastpool(Peer):
 
 PEERS: tuple[type[Peer], ...] = (Loop, MultiprocessingPool, Futures, Joblib, Mpire, Ray, Fastpool)
 BY_NAME: dict[str, type[Peer]] = {peer.name: peer for peer in PEERS}
-
-
-def fastpool_has_arrays() -> bool:
-    """Can this fastpool map over an array? (To be removed together with its only use, in `measure.takes_part`.)"""
-    import fastpool
-
-    return hasattr(fastpool, "asshared")

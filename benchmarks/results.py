@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -37,7 +37,6 @@ class CaseResult:
     n_tasks: int
     n_jobs: int
     timings: tuple[Timing, ...]
-    skipped: dict[str, str] = field(default_factory=dict)  # peer: why it took no part
 
     def timing(self, peer: str) -> Timing | None:
         return next((timing for timing in self.timings if timing.peer == peer), None)
@@ -77,13 +76,12 @@ class CaseResult:
             "n_tasks": self.n_tasks,
             "n_jobs": self.n_jobs,
             "peers": peers,
-            "skipped": self.skipped,
         }
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> CaseResult:
         timings = (Timing(peer, tuple(found["seconds"])) for peer, found in record["peers"].items())
-        return cls(record["case"], record["n_tasks"], record["n_jobs"], tuple(timings), record["skipped"])
+        return cls(record["case"], record["n_tasks"], record["n_jobs"], tuple(timings))
 
 
 # Efficiency over task length

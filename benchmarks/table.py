@@ -60,7 +60,7 @@ def row(case: Case, result: CaseResult, timing: Timing) -> tuple[str, ...]:
 
 
 def footnotes(case: Case, result: CaseResult) -> list[str]:
-    notes = [f"{peer} is skipped: {reason}" for peer, reason in result.skipped.items()]
+    notes = []
     if slow := slow_peers(result.timings):
         notes.append(slow)
     if case.baseline is None:
