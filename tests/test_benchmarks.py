@@ -350,7 +350,7 @@ def widest(text: str) -> int:
 def test_tables_fit_100_columns(case: cases.Case) -> None:
     timings = tuple(Timing(name, (low, high)) for name in peers.BY_NAME for low, high in [(SPANS[0], SPANS[3])])
     few = (replace(timings[0], seconds=(1.0,)), *timings[1:])
-    result = CaseResult(case.name, case.n_tasks, 128, few, {"fastpool": "one word and another " * 9})
+    result = CaseResult(case.name, case.n_tasks, 128, few)
     text = table.render(case, [result])
     assert widest(text) <= table.COLUMNS
     assert all(name in text for name in peers.BY_NAME)
