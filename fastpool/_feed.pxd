@@ -12,6 +12,7 @@ cdef class BufferEncoder(Encoder):
     cdef uint64_t blob_bytes
     cdef list placed       # offsets of blocks that items of this chunk name
     cdef list kept         # objects whose memory items of this chunk name
+    cdef object make_pickler
     cdef bint steady
     cdef bint may_read
     cdef bint may_inherit

@@ -1,9 +1,10 @@
 """Input that is no range: iterated in the parent, encoded in chunks, published for workers to claim."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from fastpool._native import Segment
+from fastpool.serializer import Serializer
 
 class Feed:
     tasks: int
@@ -14,7 +15,7 @@ class Feed:
         segment: Segment,
         iterable: Iterable[Any],
         limit: int | None,
-        dumps: Callable[..., bytes],
+        serializer: Serializer,
         steady: bool = False,
         may_read: bool = False,
         may_inherit: bool = False,

@@ -205,7 +205,7 @@ cdef class BufferEncoder(Encoder):
         if not public_blocks():
             return Encoder.dump(self, value, buffers)
         self.kept.append(value)
-        return dump_with_shared_arrays(value, buffers)
+        return dump_with_shared_arrays(value, buffers, self.make_pickler)
 
 
 cdef void refer(fp_buffer *buffer, uint64_t where, const Space *space, const void *data) noexcept:
@@ -223,7 +223,7 @@ cdef class Feed:
         Iterated lazily, here and nowhere else.
     limit : int or None
         The most elements to take.
-    dumps : callable
+    serializer : Serializer
         For elements that have no record of their own kind.
     steady : bool
         No code of the user's runs between elements, so that large arrays are read where they are while the map runs.
@@ -233,11 +233,12 @@ cdef class Feed:
         Workers that cannot will be forked during this map.
     """
 
-    def __cinit__(self, Segment segment, iterable, limit, dumps, bint steady=False, bint may_read=False,
+    def __cinit__(self, Segment segment, iterable, limit, serializer, bint steady=False, bint may_read=False,
                   bint may_inherit=False):
         self.segment = segment
         self.encoder = BufferEncoder(segment)
-        self.encoder.dumps = dumps
+        self.encoder.dumps = serializer.dumps
+        self.encoder.make_pickler = serializer.pickler
         self.encoder.steady = steady
         self.encoder.may_read = may_read
         self.encoder.may_inherit = may_inherit

@@ -47,7 +47,7 @@ cdef bint is_sole(object value) noexcept
 cdef void *array_data(object array) noexcept
 cdef uint64_t array_bytes(object array) noexcept
 cdef object view_of(void *data, tuple shape, object dtype)
-cdef bytes dump_with_shared_arrays(object value, list buffers)
+cdef bytes dump_with_shared_arrays(object value, list buffers, object make_pickler)
 cdef bint is_private(object memory) except -1
 cdef object dtype_from(int type_number, bytes pickled)
 cdef int native_type(object dtype) except -2

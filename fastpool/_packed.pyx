@@ -14,7 +14,6 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
 
-import copyreg
 import io
 import pickle
 
@@ -369,11 +368,11 @@ cdef bint is_private(object memory) except -1:
         memory = memory.base
     return False
 
-cdef bytes dump_with_shared_arrays(object value, list buffers):
+cdef bytes dump_with_shared_arrays(object value, list buffers, object make_pickler):
     """Pickle; arrays in shared memory travel as where they are."""
     file = io.BytesIO()
-    pickler = pickle.Pickler(file, 5, buffer_callback=buffers.append)
-    pickler.dispatch_table = copyreg.dispatch_table | {numpy.ndarray: reduce_array}
+    pickler = make_pickler(file, buffers.append)
+    pickler.dispatch_table[numpy.ndarray] = reduce_array
     pickler.dump(value)
     return file.getvalue()
 

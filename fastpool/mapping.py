@@ -139,8 +139,8 @@ class MapRun:
         steady = type(job.iterable) in (list, tuple, Slices)
         if isinstance(job.iterable, Slices) and (may_read or may_inherit or is_public(job.iterable.array)):
             self.schedule.ahead = len(job.iterable)  # chunks are no more than where they are
-        dumps = self.supervisor.serializer.dumps
-        return Feed(self.segment, job.iterable, job.limit, dumps, steady, may_read, may_inherit)
+        serializer = self.supervisor.serializer
+        return Feed(self.segment, job.iterable, job.limit, serializer, steady, may_read, may_inherit)
 
     def _has_unclaimed(self) -> bool:
         if self.feed is not None:

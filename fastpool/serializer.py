@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copyreg
 import pickle
+from collections import ChainMap
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
+
+MakePickler = Callable[[Any, Callable[[pickle.PickleBuffer], object]], Any]
 
 
 class Serializer(NamedTuple):
@@ -19,13 +23,15 @@ class Serializer(NamedTuple):
     loads : callable
         ``loads(bytes, *, buffers=...)`` returns the object.
     pickler : callable
-        ``pickler(file, buffer_callback)`` writes, with ``dump(object)``, also what travels only while a process is
-        being started.
+        ``pickler(file, buffer_callback)``: the same as an object, with a ``dispatch_table`` of its own.
+    start_pickler : callable
+        The same, which writes also what travels only while a process is being started.
     """
 
     dumps: Callable[..., bytes]
     loads: Callable[..., Any]
-    pickler: Callable[[Any, Callable[[pickle.PickleBuffer], object]], Any]
+    pickler: MakePickler
+    start_pickler: MakePickler
 
 
 def make_serializer(use_dill: bool) -> Serializer:
@@ -37,22 +43,43 @@ def make_serializer(use_dill: bool) -> Serializer:
         dill is not installed.
     """
     if not use_dill:
-        return Serializer(pickle.dumps, pickle.loads, _make_pickler)
+        return Serializer(pickle.dumps, pickle.loads, _make_pickler, _make_start_pickler)
     try:
         import dill
     except ImportError as error:
         raise ImportError("use_dill=True needs dill, which is not installed: pip install fastpool[dill]") from error
     # recurse: what a function of the main program refers to goes along, since workers need not have that program
-    return Serializer(partial(dill.dumps, recurse=True), dill.loads, _make_dill_pickler)
+    dumps = partial(dill.dumps, recurse=True)
+    return Serializer(dumps, dill.loads, _make_dill_pickler, _make_dill_start_pickler)
 
 
 def _make_pickler(file: Any, buffer_callback: Callable[[pickle.PickleBuffer], object]) -> Any:
-    return ForkingPickler(file, 5, True, buffer_callback)
+    pickler = pickle.Pickler(file, 5, buffer_callback=buffer_callback)
+    pickler.dispatch_table = ChainMap({}, copyreg.dispatch_table)
+    return pickler
+
+
+def _make_start_pickler(file: Any, buffer_callback: Callable[[pickle.PickleBuffer], object]) -> Any:
+    pickler = ForkingPickler(file, 5, True, buffer_callback)
+    pickler.dispatch_table = ChainMap({}, pickler.dispatch_table)  # type: ignore
+    return pickler
 
 
 def _make_dill_pickler(file: Any, buffer_callback: Callable[[pickle.PickleBuffer], object]) -> Any:
     import dill
 
-    pickler = dill.Pickler(file, 5, recurse=True, buffer_callback=buffer_callback)
-    pickler.dispatch_table = ForkingPickler(file).dispatch_table
+    class Pickler(dill.Pickler):  # type: ignore[misc]
+        def reducer_override(self, value: Any) -> Any:
+            """dill looks at its own table before the dispatch table."""
+            reduce = self.dispatch_table.maps[0].get(type(value))
+            return NotImplemented if reduce is None else reduce(value)
+
+    pickler = Pickler(file, 5, recurse=True, buffer_callback=buffer_callback)
+    pickler.dispatch_table = ChainMap({}, copyreg.dispatch_table)
+    return pickler
+
+
+def _make_dill_start_pickler(file: Any, buffer_callback: Callable[[pickle.PickleBuffer], object]) -> Any:
+    pickler = _make_dill_pickler(file, buffer_callback)
+    pickler.dispatch_table = ChainMap({}, ForkingPickler(file).dispatch_table)
     return pickler

@@ -15,7 +15,10 @@ from collections.abc import Iterable
 from multiprocessing import context, reduction
 from typing import Any, NamedTuple
 
+import numpy
+
 from fastpool._native import create_memory
+from fastpool._packed import reduce_array
 from fastpool.errors import SerializationError
 from fastpool.serializer import Serializer
 
@@ -112,7 +115,9 @@ def pack(shared_objects: Any, serializer: Serializer) -> Packed:
     stream = io.BytesIO()
     context.set_spawning_popen(recorder)  # type: ignore[arg-type]
     try:
-        serializer.pickler(stream, buffers.append).dump(shared_objects)
+        pickler = serializer.start_pickler(stream, buffers.append)
+        pickler.dispatch_table[numpy.ndarray] = reduce_array  # public arrays stay where they are
+        pickler.dump(shared_objects)
         parts = [stream.getbuffer(), *(buffer.raw() for buffer in buffers)]
     except Exception as error:
         raise SerializationError("shared_objects", None, None, f"{type(error).__qualname__}: {error}") from error

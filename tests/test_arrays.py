@@ -11,6 +11,7 @@ from typing import Any
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
+from conftest import START_METHODS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -306,15 +307,31 @@ def test_workers_write_to_shared_arrays() -> None:
             assert (shared == expected).all()
 
 
-def test_shared_arrays_in_shared_objects() -> None:
-    shared = fastpool.asshared(np.zeros(10))
+def mark(shared_objects: Any, n: int) -> Any:
+    shared, plain = shared_objects
+    shared[n] = n
+    plain[n] = n
+    return shared[0]
 
-    def mark(array: Any, n: int) -> None:
-        array[n] = n
 
-    with WorkerPool(n_jobs=2, shared_objects=shared) as pool:
-        pool.map(mark, range(10))
+@pytest.mark.parametrize("use_dill", [False, True], ids=["pickle", "dill"])
+@pytest.mark.parametrize("start_method", START_METHODS)
+def test_shared_arrays_with_every_start_method(start_method: str, use_dill: bool) -> None:
+    shared, plain = fastpool.asshared(np.zeros(10)), np.zeros(10)
+    options: dict[str, Any] = {"start_method": start_method, "use_dill": use_dill, "keep_alive": True}
+    with WorkerPool(n_jobs=2, shared_objects=(shared[::1], plain), **options) as pool:
+        assert pool.map(mark, range(10)) == [0] * 10
     assert shared.tolist() == list(range(10))
+    assert not plain.any()
+    with WorkerPool(n_jobs=2, **options) as pool:
+        for _ in range(2):
+            later = fastpool.asshared(np.arange(6.0))
+            pool.map(add_one, [later[:3], later[3:]])
+            pool.map(add_one_inside, [(Holder(later[::2]), 10), (Holder(later[1::2]), 20)])
+            assert later.tolist() == [11, 22, 13, 24, 15, 26]
+            large = np.arange(300_000.0)
+            assert (pool.map(np.sqrt, large) == np.sqrt(large)).all()
+            assert (pool.map(doubled, [large, large[::2]])[1] == large[::2] * 2).all()
 
 
 def in_a_pool_of_its_own(part: Any) -> int:
