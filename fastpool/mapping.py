@@ -30,8 +30,7 @@ def chunk_bytes(options: PoolOptions) -> int:
 
 def run(supervisor: Supervisor, job: MapJob) -> Any:
     """Run a map to its end. On any error all workers are stopped, and the error is raised."""
-    with supervisor.map_call(job.functions):
-        return MapRun(supervisor, job).results()
+    return supervisor.map_call(job.functions, lambda: MapRun(supervisor, job).results())
 
 
 class MapRun:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import operator
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -60,15 +59,18 @@ class Supervisor:
 
     # ---------------------------------------------------------------- the map
 
-    @contextlib.contextmanager
-    def map_call(self, new: Functions) -> Iterator[None]:
-        """Around a map with these functions. On any error all workers are stopped, and the error is raised."""
+    def map_call(self, new: Functions, body: Callable[[], list[Any]]) -> list[Any]:
+        """Run a map with these functions. On any error all workers are stopped, and the error is raised.
+
+        No context manager: an interrupt at the end of one could leave `running` set.
+        """
         try:
             self.running = True
             self._prepare(new)
-            yield
+            results = body()
             if not self.options.keep_alive:
                 self._see_out()
+            return results
         except BaseException:
             self.terminate()
             raise

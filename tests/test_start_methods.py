@@ -544,7 +544,7 @@ def test_a_program_that_workers_cannot_import_with_dill(tmp_path: Path, start_me
 
 def test_ctrl_c_while_workers_start_is_not_lost(tmp_path: Path, start_method: str) -> None:
     script = """
-    import multiprocessing, os, subprocess, sys
+    import gc, multiprocessing, os, subprocess
     from fastpool import WorkerPool
     if __name__ == "__main__":
         with WorkerPool(1, start_method="METHOD") as pool:  # the helpers of multiprocessing are there now
@@ -558,6 +558,8 @@ def test_ctrl_c_while_workers_start_is_not_lost(tmp_path: Path, start_method: st
                         pool.map(abs, range(50))
             except KeyboardInterrupt:
                 sender.wait()
+        pool = None  # an interrupt at the very end of its `with` block leaves the rest to the finalizer
+        gc.collect()
         assert len(os.listdir("/proc/self/fd")) == before
         assert multiprocessing.active_children() == []
         print("all came")
