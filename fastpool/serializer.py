@@ -55,7 +55,7 @@ def make_serializer(use_dill: bool) -> Serializer:
 
 def _make_pickler(file: Any, buffer_callback: Callable[[pickle.PickleBuffer], object]) -> Any:
     pickler = pickle.Pickler(file, 5, buffer_callback=buffer_callback)
-    pickler.dispatch_table = ChainMap({}, copyreg.dispatch_table)
+    pickler.dispatch_table = ChainMap({}, copyreg.dispatch_table)  # type: ignore[arg-type]
     return pickler
 
 
