@@ -210,7 +210,8 @@ typedef enum {
   FP_IN_SPACE = 2,   /* shared memory that the reader may use in place */
   FP_FROM_SPACE = 3, /* shared memory that the reader copies */
   FP_IN_OWNER = 4,   /* private memory of the owner's, which the reader copies */
-  FP_BORN_WITH = 5,  /* the same, and a worker forked during the job has it as its own */
+  FP_IN_FORKED = 5,  /* the same, of pages that forks may share: see fp_read_process */
+  FP_BORN_WITH = 6,  /* IN_OWNER, and a worker forked during the job has it as its own */
 } fp_where;
 
 typedef struct {

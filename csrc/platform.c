@@ -268,27 +268,77 @@ int fp_memory_give_back(void *address, uint64_t bytes) {
   return 0;
 }
 
+void fp_memory_expect(void *address, uint64_t bytes) {
+#ifdef MADV_POPULATE_READ
+  uintptr_t page = (uintptr_t)fp_page_bytes();
+  uintptr_t start = (uintptr_t)address & ~(page - 1);
+  /* Reading maps a page of a memfd for writing too, with its neighbours at a time. */
+  if (allowed(FP_REFUSE_MEMFD))
+    madvise((void *)start, (uintptr_t)address + bytes - start, MADV_POPULATE_READ);
+#else
+  (void)address, (void)bytes;
+#endif
+}
+
 uint64_t fp_page_bytes(void) {
   long bytes = sysconf(_SC_PAGESIZE);
   return bytes > 0 ? (uint64_t)bytes : 4096;
 }
 
-int fp_read_process(int pid, uint64_t address, void *to, uint64_t bytes) {
+#ifdef FP_LINUX
+/* /proc/PID/mem of the process read last, -1: none. A process reads from one other: its owner. */
+static int memory_of(int pid) {
+  static int fd = -1, of;
+  if (fd < 0 || of != pid) {
+    char path[32];
+    snprintf(path, sizeof path, "/proc/%d/mem", pid);
+    close_and_forget(&fd);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    of = pid;
+  }
+  return fd;
+}
+
+static ssize_t read_some(int pid, uint64_t address, void *to, uint64_t bytes, int forked) {
+  int fd = forked ? memory_of(pid) : -1;
+  if (fd >= 0) return pread(fd, to, bytes, (off_t)address);
+  struct iovec local = {to, bytes}, remote = {(void *)(uintptr_t)address, bytes};
+  return process_vm_readv(pid, &local, 1, &remote, 1, 0);
+}
+#endif
+
+int fp_read_process(int pid, uint64_t address, void *to, uint64_t bytes, int forked) {
 #ifdef FP_LINUX
   unsigned char *at = to;
   if (!allowed(FP_REFUSE_READ)) return -EPERM;
   while (bytes) { /* the kernel may stop anywhere */
-    struct iovec local = {at, bytes}, remote = {(void *)(uintptr_t)address, bytes};
-    ssize_t done = process_vm_readv(pid, &local, 1, &remote, 1, 0);
-    if (done <= 0) return done == 0 ? -EFAULT : -errno;
+    ssize_t done = read_some(pid, address, at, bytes, forked);
+    if (done <= 0) return done == 0 || errno == EIO ? -EFAULT : -errno;
     at += done;
     address += (uint64_t)done;
     bytes -= (uint64_t)done;
   }
   return 0;
 #else
-  (void)pid, (void)address, (void)to, (void)bytes;
+  (void)pid, (void)address, (void)to, (void)bytes, (void)forked;
   return -ENOSYS;
+#endif
+}
+
+int fp_memory_is_forked(const void *address) {
+#ifdef FP_LINUX
+  const uint64_t present = UINT64_C(1) << 63, exclusive = UINT64_C(1)
+                                                          << 56; /* Documentation/admin-guide/mm/pagemap */
+  uint64_t entry = 0;
+  int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return 1;
+  ssize_t done =
+      pread(fd, &entry, sizeof entry, (off_t)((uintptr_t)address / fp_page_bytes() * sizeof entry));
+  close(fd);
+  return done != sizeof entry || ((entry & present) && !(entry & exclusive));
+#else
+  (void)address;
+  return 0;
 #endif
 }
 

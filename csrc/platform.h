@@ -31,9 +31,17 @@ void fp_memory_close(int fd);
 uint64_t fp_memory_largest(void);
 /* Pages wholly inside [address, address + bytes) of a shared mapping go back to the system and read as zero. */
 int fp_memory_give_back(void *address, uint64_t bytes);
+/* Map the pages of [address, address + bytes) of a shared mapping now: they will be written to. Cheaper than a fault for each,
+ * above all where another process has made them. Does nothing where the system has no way for it. */
+void fp_memory_expect(void *address, uint64_t bytes);
 uint64_t fp_page_bytes(void);
-/* Copy from the private memory of another process. Many systems refuse (-EPERM, -ENOSYS); so does FP_POSIX. */
-int fp_read_process(int pid, uint64_t address, void *to, uint64_t bytes);
+/* Copy from the private memory of another process. Many systems refuse (-EPERM, -ENOSYS); so does FP_POSIX.
+ * `forked`: pages that forks may share. process_vm_readv pins pages, and Linux copies a shared page before it is pinned
+ * ("unsharing"): the other process's memory would double, and its large pages be split. Those are read through /proc/PID/mem,
+ * which pins nothing and is half as fast. */
+int fp_read_process(int pid, uint64_t address, void *to, uint64_t bytes, int forked);
+/* May a fork share the page at this address? 0: certainly not. */
+int fp_memory_is_forked(const void *address);
 
 /* A descriptor that becomes readable when rung and stays so until drained. */
 typedef struct {

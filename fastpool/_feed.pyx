@@ -14,10 +14,10 @@ from libc.string cimport memcpy, memset
 cimport numpy as cnp
 from fastpool._codec cimport Encoder, PyLong_AsLongLongAndOverflow, PyLong_CheckExact, is_summed, takes_run
 from fastpool._native cimport (
-    FP_BORN_WITH, FP_FEED_SLOTS, FP_FROM_SPACE, FP_FULL, FP_IN_BLOCK, FP_IN_OWNER, FP_IN_SPACE, FP_KIND_BLOCK,
-    FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_TAGGED, FP_LINE_BYTES, FP_NEVER, FP_PHASE_TASK, Segment, Space, block_free,
-    check, fp_at, fp_block_item, fp_buffer, fp_checksum, fp_feed_of, fp_feed_slot, fp_lane, heap_alloc, now_ns, poke,
-    public_blocks, space_of, store, writer_open,
+    FP_BORN_WITH, FP_FEED_SLOTS, FP_FROM_SPACE, FP_FULL, FP_IN_BLOCK, FP_IN_FORKED, FP_IN_OWNER, FP_IN_SPACE,
+    FP_KIND_BLOCK, FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_TAGGED, FP_LINE_BYTES, FP_NEVER, FP_PHASE_TASK, Segment,
+    Space, block_free, check, fp_at, fp_block_item, fp_buffer, fp_checksum, fp_feed_of, fp_feed_slot, fp_lane,
+    heap_alloc, memory_is_forked, now_ns, poke, public_blocks, space_of, store, writer_open,
 )
 from fastpool._packed cimport dump_with_shared_arrays, is_private
 from fastpool.errors import DamagedMemoryError, SerializationError
@@ -178,7 +178,7 @@ cdef class BufferEncoder(Encoder):
         elif self.steady and self.may_inherit and not self.fresh and space is NULL and is_private(keep):
             refer(buffer, FP_BORN_WITH, NULL, data)
         elif self.steady and self.may_read:
-            refer(buffer, FP_IN_OWNER, NULL, data)
+            refer(buffer, FP_IN_FORKED if memory_is_forked(data) else FP_IN_OWNER, NULL, data)
         elif heap_alloc(self.segment.at, self.segment.lanes, size, &offset) == 0:
             memcpy(fp_at(self.segment.at, offset), data, size)
             buffer.where = FP_IN_BLOCK

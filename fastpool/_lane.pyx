@@ -6,14 +6,16 @@ from libc.string cimport memcpy
 from fastpool._codec cimport Encoder, is_summed
 from fastpool._native cimport (
     FP_FULL, FP_IN_BLOCK, FP_KIND_BLOCK, FP_KIND_FRAGMENT, FP_KIND_PLACED, Segment, check, fp_align, fp_at,
-    fp_block_item, fp_buffer, fp_checksum, fp_fragment, fp_line_news, fp_line_of, fp_writer, heap_alloc, load, now_ns,
-    peek, store, writer_attach, writer_close, writer_half_full, writer_has_room, writer_largest, writer_open,
+    fp_block_item, fp_buffer, fp_checksum, fp_fragment, fp_line_news, fp_line_of, fp_writer, heap_alloc, load,
+    memory_expect, now_ns, peek, store, writer_attach, writer_close, writer_half_full, writer_has_room, writer_largest,
+    writer_open,
 )
 from fastpool._nursery cimport is_block, nursery
 from fastpool._packed cimport KEEP_BYTES, array_bytes, array_data, is_sole
 
 cdef enum:
     LARGE_BYTES = 1 << 15  # results of more bytes go into a block of their own
+    MOST_PLACES = 100_000
 
 
 cdef struct Room:
@@ -30,6 +32,7 @@ cdef class LaneEncoder(Encoder):
         self.segment = segment
         self.worker = worker
         self.line = fp_line_of(segment.at, worker)
+        self.mapped = set()
         writer_attach(&self.writer, segment.at, worker)
         self.large = min(LARGE_BYTES, writer_largest(&self.writer))
 
@@ -46,6 +49,18 @@ cdef class LaneEncoder(Encoder):
         nursery.place = self.plan.data + first * self.plan.at.row_bytes
         nursery.place_taken = False
         nursery.wanted = (self.plan.starts[task + 1] - first) * self.plan.at.row_bytes
+        if nursery.wanted >= KEEP_BYTES:
+            self.map_pages(nursery.place, nursery.wanted)
+        return 0
+
+    cdef int map_pages(self, unsigned char *place, uint64_t size) except -1:
+        """The first time that this worker gets a place of this map's cut."""
+        cdef object known = (<size_t>place, size)
+        if known not in self.mapped:
+            if len(self.mapped) >= MOST_PLACES:
+                self.mapped.clear()
+            self.mapped.add(known)
+            memory_expect(place, size)
         return 0
 
     cdef void relax(self) noexcept:

@@ -56,6 +56,7 @@ cdef extern from "layout.h" nogil:
         FP_IN_SPACE
         FP_FROM_SPACE
         FP_IN_OWNER
+        FP_IN_FORKED
         FP_BORN_WITH
         FP_ARRAY_FORTRAN
         FP_ARRAY_STRIDED
@@ -392,7 +393,9 @@ cdef void reader_attach(fp_reader *reader, const fp_segment *segment, uint32_t w
 cdef int reader_look(fp_reader *reader, fp_view *view) noexcept nogil
 cdef int reader_take(fp_reader *reader, uint32_t count, uint32_t bytes) noexcept nogil
 cdef void lane_reset(fp_reader *reader) noexcept nogil
-cdef int read_process(int pid, uint64_t address, void *to, uint64_t bytes) noexcept nogil
+cdef int read_process(int pid, uint64_t address, void *to, uint64_t bytes, bint forked) noexcept nogil
+cdef bint memory_is_forked(const void *address) noexcept nogil
+cdef void memory_expect(void *address, uint64_t bytes) noexcept nogil
 cdef int heap_adopt(fp_segment *segment, uint32_t owner) noexcept nogil
 cdef int heap_alloc(fp_segment *segment, uint32_t owner, uint64_t bytes, uint64_t *offset) noexcept nogil
 cdef int heap_sweep(fp_segment *segment, uint32_t owner, const uint64_t *held, uint64_t n) noexcept nogil

@@ -32,7 +32,9 @@ cdef extern from "platform.h" nogil:
     int fp_poll(const int *fds, int *ready, int n, int64_t timeout_ns)
     uint64_t fp_now_ns()
     int fp_fork()
-    int fp_read_process(int pid, uint64_t address, void *to, uint64_t bytes)
+    void fp_memory_expect(void *address, uint64_t bytes)
+    int fp_read_process(int pid, uint64_t address, void *to, uint64_t bytes, int forked)
+    int fp_memory_is_forked(const void *address)
     void fp_platform_refuse(unsigned mask)
 
 cdef extern from "bell.h" nogil:
@@ -181,8 +183,14 @@ cdef int reader_take(fp_reader *reader, uint32_t count, uint32_t bytes) noexcept
 cdef void lane_reset(fp_reader *reader) noexcept nogil:
     fp_lane_reset(reader)
 
-cdef int read_process(int pid, uint64_t address, void *to, uint64_t bytes) noexcept nogil:
-    return fp_read_process(pid, address, to, bytes)
+cdef int read_process(int pid, uint64_t address, void *to, uint64_t bytes, bint forked) noexcept nogil:
+    return fp_read_process(pid, address, to, bytes, forked)
+
+cdef bint memory_is_forked(const void *address) noexcept nogil:
+    return fp_memory_is_forked(address)
+
+cdef void memory_expect(void *address, uint64_t bytes) noexcept nogil:
+    fp_memory_expect(address, bytes)
 
 cdef int heap_adopt(fp_segment *segment, uint32_t owner) noexcept nogil:
     return fp_heap_adopt(segment, owner)
@@ -588,7 +596,7 @@ cdef class Segment(Arena):
         cdef sigset_t block
         check(fp_owner_follow(&self.owner), "cannot follow the pool's owner")
         cdef uint64_t word = 0
-        cdef bint reads = fp_read_process(self.owner_pid, self.at.probe, &word, sizeof(word)) == 0 and word == FP_MAGIC
+        cdef bint reads = fp_read_process(self.owner_pid, self.at.probe, &word, sizeof(word), False) == 0 and word == FP_MAGIC
         store(fp_line_of(self.at, worker).reads_owner, FP_READS_YES if reads else FP_READS_NO)
         if not self.at.fence_each:
             check(fp_barrier_register(), "cannot register for process-wide barriers")

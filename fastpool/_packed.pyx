@@ -9,7 +9,7 @@ from cpython.buffer cimport PyBUF_READ, PyBUF_SIMPLE, PyBUF_WRITE, PyBuffer_Rele
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromMemory
-from cpython.ref cimport Py_REFCNT
+from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
@@ -21,8 +21,8 @@ import numpy
 
 from fastpool._native cimport (
     FP_ARRAY_FORTRAN, FP_ARRAY_STRIDED, FP_BORN_WITH, FP_FORM_ARRAY, FP_FORM_PICKLE, FP_FROM_SPACE, FP_INLINE,
-    FP_IN_BLOCK, FP_IN_SPACE, Space, block_check, block_free, check, fp_array, fp_at, fp_buffer, fp_packed, peek,
-    read_process, space_named, space_of,
+    FP_IN_BLOCK, FP_IN_OWNER, FP_IN_SPACE, Space, block_check, block_free, check, fp_array, fp_at, fp_buffer, fp_packed,
+    peek, read_process, space_named, space_of,
 )
 from fastpool.errors import DamagedMemoryError
 
@@ -46,6 +46,7 @@ cdef extern from *:
       return array;
     }
     """
+    Py_ssize_t references "Py_REFCNT" (PyObject *value)  # with an object as argument, Cython would add one
     object fastpool_array(object dtype, int ndim, const cnp.npy_intp *dims, const cnp.npy_intp *strides, void *data,
                           int flags, object base)
 
@@ -296,7 +297,7 @@ cdef class Unpacker:
         elif buffer.where == FP_FROM_SPACE:
             memcpy(to, self.mapped(buffer), buffer.bytes)
         else:
-            code = read_process(self.segment.owner_pid, buffer.at, to, buffer.bytes)
+            code = read_process(self.segment.owner_pid, buffer.at, to, buffer.bytes, buffer.where != FP_IN_OWNER)
             if code:
                 raise OSError(-code, "cannot read an argument from the memory of the pool's owner")
         return 0
@@ -318,7 +319,7 @@ cdef class Unpacker:
 
     cdef bytearray spare_bytes(self, uint64_t size):
         """Private memory that keeps its pages from one chunk to the next."""
-        if self.spare is None or Py_REFCNT(self.spare) > 1 or <uint64_t>len(self.spare) < size:
+        if self.spare is None or references(<PyObject *>self.spare) > 1 or <uint64_t>len(self.spare) < size:
             self.spare = None
             self.spare = PyByteArray_FromStringAndSize(NULL, size)
         return self.spare
@@ -341,7 +342,7 @@ cdef object new_array(object dtype, const fp_array *head, const int64_t *sizes, 
 
 cdef bint is_sole(object value) noexcept:
     """Is this an array that owns its memory and to which the caller has the only reference?"""
-    return is_array(value) and Py_REFCNT(value) == 1 and cnp.PyArray_CHKFLAGS(value, cnp.NPY_ARRAY_OWNDATA)
+    return is_array(value) and references(<PyObject *>value) == 1 and cnp.PyArray_CHKFLAGS(value, cnp.NPY_ARRAY_OWNDATA)
 
 cdef void *array_data(object array) noexcept:
     return cnp.PyArray_DATA(array)

@@ -137,6 +137,7 @@ cdef class Elements:
             self.element = PyLong_FromLongLong((<const int64_t *>self.item)[0])
             self.item += 8
         else:
+            self.element = None  # its memory may be the next one's
             self.element = self.decoder.item(self.kind, &self.item, self.end)
             if self.kind == FP_KIND_PACKED and self.left == 1:
                 self.out.expect(self.out.number)

@@ -90,6 +90,8 @@ static void only_whole_pages_go_back(void) {
   CHECK_EQ(fp_memory_give_back(at, 0), 0);
   for (uint64_t i = 0; i < bytes; i++) CHECK_EQ(at[i], 0xff);
   CHECK_EQ(fp_memory_give_back(at + page - 1, 3 * page + 2), 0);
+  fp_memory_expect(at + 1, bytes - 2);
+  fp_memory_expect(at + bytes, bytes); /* not mapped */
   for (uint64_t i = 0; i < bytes; i++) CHECK_EQ(at[i], i >= page && i < 4 * page ? 0 : 0xff);
   at[2 * page] = 5;
   CHECK_EQ(at[2 * page], 5);
@@ -565,13 +567,16 @@ static void test_read_process(void) {
   if (pid == 0) {
     char go;
     if (read(pipe_fds[0], &go, 1) != 1) _exit(1);
-    int error = fp_read_process(owner, (uint64_t)(uintptr_t)words, copy, sizeof copy);
+    int error = fp_read_process(owner, (uint64_t)(uintptr_t)words, copy, sizeof copy, 0);
     if (error == -EPERM || error == -ENOSYS) _exit(77); /* this system does not let us */
     if (error || copy[0] != 9 || copy[2] != 3 || words[0] != 1) _exit(2);
-    if (fp_read_process(owner, 8, copy, 8) != -EFAULT) _exit(3);
-    if (fp_read_process(owner, 8, copy, 0) != 0) _exit(4);
+    if (fp_read_process(owner, (uint64_t)(uintptr_t)(words + 1), copy, 8, 1) != 0 || copy[0] != 2) _exit(6);
+    for (int forked = 0; forked < 2; forked++) {
+      if (fp_read_process(owner, 8, copy, 8, forked) != -EFAULT) _exit(3);
+      if (fp_read_process(owner, 8, copy, 0, forked) != 0) _exit(4);
+    }
     fp_platform_refuse(FP_REFUSE_READ);
-    _exit(fp_read_process(owner, (uint64_t)(uintptr_t)words, copy, sizeof copy) == -EPERM ? 0 : 5);
+    _exit(fp_read_process(owner, (uint64_t)(uintptr_t)words, copy, sizeof copy, 0) == -EPERM ? 0 : 5);
   }
   words[0] = 9;
   CHECK_EQ(write(pipe_fds[1], "g", 1), 1);
@@ -583,6 +588,34 @@ static void test_read_process(void) {
 #endif
   close(pipe_fds[0]);
   close(pipe_fds[1]);
+}
+
+static void test_forked_memory(void) {
+#ifndef FP_POSIX
+  uint64_t bytes = 4 * fp_page_bytes();
+  int fds[2];
+  volatile unsigned char *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  CHECK(at != MAP_FAILED);
+  CHECK(!fp_memory_is_forked((const void *)at)); /* not there yet */
+  memset((void *)at, 1, bytes);
+  CHECK(!fp_memory_is_forked((const void *)at));
+  CHECK_EQ(pipe(fds), 0);
+  int pid = fp_fork();
+  if (pid == 0) {
+    char end;
+    close(fds[1]);
+    _exit(read(fds[0], &end, 1) != 0);
+  }
+  close(fds[0]);
+  CHECK(fp_memory_is_forked((const void *)at));
+  at[0] = 2;
+  CHECK(!fp_memory_is_forked((const void *)at)); /* a copy of ours now */
+  CHECK(fp_memory_is_forked((const void *)(at + bytes - 1)));
+  close(fds[1]);
+  CHECK_EQ(waitpid(pid, NULL, 0), pid);
+  CHECK(!fp_memory_is_forked((const void *)(at + bytes - 1)));
+  munmap((void *)at, bytes);
+#endif
 }
 
 static void test_clock(void) {
@@ -614,6 +647,7 @@ int main(void) {
   RUN(test_forks_while_others_open);
   RUN(test_barrier);
   RUN(test_read_process);
+  RUN(test_forked_memory);
   RUN(test_clock);
   munmap(fork_of_worker, sizeof(int));
   return done();
