@@ -78,6 +78,9 @@ BARS: tuple[Bar, ...] = (
     at_most("sqrt_plain", 0.9),
     faster("sqrt_plain", 30),
     faster("sqrt_plain", 30, MPIRE),
+    at_most("sqrt_later", 0.9),
+    faster("sqrt_later", 30),
+    faster("sqrt_later", 30, MPIRE),
     at_most("sqrt_first", 2.8),
     faster("sqrt_first", 12),
 )

@@ -43,6 +43,15 @@ def array_in_workers(peer: Peer, function: Function, array: Any) -> Iterator[Cal
 
 
 @contextmanager
+def later_array(peer: Peer, function: Function, array: Any) -> Iterator[Call]:
+    """An array that was not there when the workers were forked."""
+    with array_in_workers(peer, function, array) as call:
+        call()
+        later = array.copy()
+        yield lambda: peer.map_array(function, later, 4 * peer.n_jobs)
+
+
+@contextmanager
 def array_in_fine_pieces(peer: Peer, function: Function, array: Any) -> Iterator[Call]:
     with peer:
         yield lambda: peer.map_array(function, array, max(4 * peer.n_jobs, array.nbytes // PIECE))
@@ -156,6 +165,12 @@ CASES: tuple[Case, ...] = (
         **SQRT,
     ),
     Case("sqrt_plain", "np.sqrt of float64, an ordinary array, warm pool", session=array_in_workers, **SQRT),
+    Case(
+        "sqrt_later",
+        "np.sqrt of float64, an ordinary array younger than the workers, warm pool",
+        session=later_array,
+        **SQRT,
+    ),
     Case(
         "sqrt_fine",
         "np.sqrt of float64, pieces of 4 MB for the peers, warm pool",

@@ -327,8 +327,8 @@ int fp_read_process(int pid, uint64_t address, void *to, uint64_t bytes, int for
 
 int fp_memory_is_forked(const void *address) {
 #ifdef FP_LINUX
-  const uint64_t present = UINT64_C(1) << 63, exclusive = UINT64_C(1)
-                                                          << 56; /* Documentation/admin-guide/mm/pagemap */
+  /* Documentation/admin-guide/mm/pagemap.rst */
+  const uint64_t present = UINT64_C(1) << 63, exclusive = UINT64_C(1) << 56;
   uint64_t entry = 0;
   int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
   if (fd < 0) return 1;

@@ -133,8 +133,9 @@ class MapRun:
         job = self.job
         can_read = self.supervisor.can_read
         may_read = can_read is True
+        to_come = self.supervisor.forks and self.supervisor.living < self.workers
         # Not of a list, whose elements a task may take out of it.
-        may_inherit = self.supervisor.forks and can_read is not False and type(job.iterable) is Slices
+        may_inherit = to_come and can_read is not False and type(job.iterable) is Slices
         steady = type(job.iterable) in (list, tuple, Slices)
         if isinstance(job.iterable, Slices) and (may_read or may_inherit or is_public(job.iterable.array)):
             self.schedule.ahead = len(job.iterable)  # chunks are no more than where they are
