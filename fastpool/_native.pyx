@@ -596,8 +596,8 @@ cdef class Segment(Arena):
         cdef sigset_t block
         check(fp_owner_follow(&self.owner), "cannot follow the pool's owner")
         cdef uint64_t word = 0
-        cdef bint reads = fp_read_process(self.owner_pid, self.at.probe, &word, sizeof(word), False) == 0 and word == FP_MAGIC
-        store(fp_line_of(self.at, worker).reads_owner, FP_READS_YES if reads else FP_READS_NO)
+        cdef int code = fp_read_process(self.owner_pid, self.at.probe, &word, sizeof(word), False)
+        store(fp_line_of(self.at, worker).reads_owner, FP_READS_YES if code == 0 and word == FP_MAGIC else FP_READS_NO)
         if not self.at.fence_each:
             check(fp_barrier_register(), "cannot register for process-wide barriers")
         pthread_sigmask(SIG_BLOCK, NULL, &block)

@@ -2,8 +2,11 @@
 
 from typing import Any
 
-class Packer: ...
-class Unpacker: ...
+class Packer:
+    def pack(self, array: Any) -> bytes | None: ...
+
+class Unpacker:
+    def unpack_bytes(self, data: bytes | bytearray) -> Any: ...
 
 SPACE: object
 

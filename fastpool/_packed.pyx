@@ -31,6 +31,11 @@ cnp.import_array()
 cdef enum:
     MOST_DIMS = 64
 
+cdef void copy(void *to, const void *source, uint64_t size) noexcept nogil:
+    """memcpy, which must not be given NULL even for nothing: arrays without dimensions have such sizes."""
+    if size:
+        memcpy(to, source, size)
+
 cdef extern from *:
     """
     /* A new array; over `data` that `base` keeps alive, if they are given. */
@@ -79,7 +84,12 @@ cdef object dtype_from(int type_number, bytes pickled):
         return <object>cnp.PyArray_DescrFromType(type_number)
     dtype = known_dtypes.get(pickled)
     if dtype is None:
-        dtype = pickle.loads(pickled)
+        try:
+            dtype = pickle.loads(pickled)
+        except Exception as error:
+            raise DamagedMemoryError("the dtype of an array cannot be unpickled") from error
+        if not isinstance(dtype, numpy.dtype) or dtype.hasobject:
+            raise DamagedMemoryError("an array whose dtype is none")
         if len(known_dtypes) >= 1000:
             known_dtypes.clear()
         known_dtypes[pickled] = dtype
@@ -102,6 +112,12 @@ cdef class Packer:
     def __dealloc__(self):
         free(self.packed)
 
+    def pack(self, array) -> bytes | None:
+        """The bytes of an array (for tests); None if it must be pickled."""
+        if not self.pack_array(array):
+            return None
+        return PyBytes_FromStringAndSize(<const char *>self.packed, self.packed_bytes)
+
     cdef unsigned char *reserve(self, uint64_t bytes) except NULL:
         """Make the item `bytes` long at least."""
         cdef void *larger
@@ -120,18 +136,19 @@ cdef class Packer:
         cdef bint fortran = cnp.PyArray_IS_F_CONTIGUOUS(array) and not cnp.PyArray_IS_C_CONTIGUOUS(array)
         cdef bint strided = not fortran and not cnp.PyArray_IS_C_CONTIGUOUS(array)
         cdef fp_buffer buffer
+        cdef cnp.ndarray whole = array
         if strided and not self.reachable(array, &buffer):
-            array = numpy.ascontiguousarray(array)
+            whole = numpy.ascontiguousarray(array)
             strided = False
             self.fresh = True
         if not strided:
-            buffer.bytes = cnp.PyArray_NBYTES(array)
+            buffer.bytes = cnp.PyArray_NBYTES(whole)
             buffer.where = FP_INLINE
-            self.place(cnp.PyArray_DATA(array), buffer.bytes, array, &buffer)
+            self.place(cnp.PyArray_DATA(whole), buffer.bytes, whole, &buffer)
             self.fresh = False
-        cdef int ndim = cnp.PyArray_NDIM(array)
-        cdef int kind = native_type(array.dtype)
-        cdef bytes dtype = b"" if kind >= 0 else dtype_bytes(array.dtype)
+        cdef int ndim = cnp.PyArray_NDIM(whole)
+        cdef int kind = native_type(whole.dtype)
+        cdef bytes dtype = b"" if kind >= 0 else dtype_bytes(whole.dtype)
         cdef uint64_t sizes = (2 if strided else 1) * ndim * sizeof(int64_t)
         cdef uint64_t meta = sizeof(fp_array) + sizes + len(dtype)
         cdef uint64_t head = sizeof(fp_packed) + sizeof(fp_buffer)
@@ -144,11 +161,11 @@ cdef class Packer:
             kind, <uint32_t>len(dtype), ndim,
             (FP_ARRAY_FORTRAN if fortran else 0) | (FP_ARRAY_STRIDED if strided else 0))
         at += sizeof(fp_array)
-        memcpy(at, cnp.PyArray_DIMS(array), ndim * sizeof(int64_t))
+        copy(at, cnp.PyArray_DIMS(whole), ndim * sizeof(int64_t))
         if strided:
-            memcpy(at + ndim * sizeof(int64_t), cnp.PyArray_STRIDES(array), ndim * sizeof(int64_t))
-        memcpy(at + sizes, PyBytes_AS_STRING(dtype), len(dtype))
-        memcpy(at + sizes + len(dtype), cnp.PyArray_DATA(array), inlined)
+            copy(at + ndim * sizeof(int64_t), cnp.PyArray_STRIDES(whole), ndim * sizeof(int64_t))
+        copy(at + sizes, PyBytes_AS_STRING(dtype), len(dtype))
+        copy(at + sizes + len(dtype), cnp.PyArray_DATA(whole), inlined)
         self.packed_bytes = head + meta + inlined
         return True
 
@@ -163,7 +180,7 @@ cdef class Packer:
         cdef fp_buffer buffer
         self.reserve(at)
         (<fp_packed *>self.packed)[0] = fp_packed(FP_FORM_PICKLE, <uint32_t>n, meta)
-        memcpy(self.packed + head, PyBytes_AS_STRING(pickled), meta)
+        copy(self.packed + head, PyBytes_AS_STRING(pickled), meta)
         for i in range(n):
             raw = buffers[i].raw()
             PyObject_GetBuffer(raw, &view, PyBUF_SIMPLE)
@@ -172,7 +189,7 @@ cdef class Packer:
                 self.place(view.buf, view.len, buffers[i], &buffer)
                 if buffer.where == FP_INLINE:
                     self.reserve(at + view.len)
-                    memcpy(self.packed + at, view.buf, view.len)
+                    copy(self.packed + at, view.buf, view.len)
                     at += view.len
             finally:
                 PyBuffer_Release(&view)
@@ -192,6 +209,10 @@ cdef class Packer:
 # ---------------------------------------------------------------- unpacking
 
 cdef class Unpacker:
+    def unpack_bytes(self, const unsigned char[::1] data):
+        """The object of a packed item (for tests)."""
+        return self.unpack(&data[0], data.shape[0])
+
     cdef object unpack(self, const unsigned char *data, uint64_t size):
         """The object of a packed item, whose bytes have their checksum."""
         cdef const fp_packed *head = <const fp_packed *>data
@@ -227,12 +248,12 @@ cdef class Unpacker:
         cdef fp_array head
         if size < sizeof(fp_array):
             raise DamagedMemoryError("an array without a header")
-        memcpy(&head, meta, sizeof(fp_array))
+        copy(&head, meta, sizeof(fp_array))
         cdef uint64_t sizes = (2 if head.flags & FP_ARRAY_STRIDED else 1) * <uint64_t>head.ndim * sizeof(int64_t)
         if head.ndim > MOST_DIMS or size != sizeof(fp_array) + sizes + head.dtype_bytes:
             raise DamagedMemoryError("an array's header does not have the length it says")
         cdef int64_t shape[2 * MOST_DIMS]
-        memcpy(shape, meta + sizeof(fp_array), sizes)
+        copy(shape, meta + sizeof(fp_array), sizes)
         cdef bytes pickled = PyBytes_FromStringAndSize(<const char *>meta + sizeof(fp_array) + sizes, head.dtype_bytes)
         return self.array(&head, shape, dtype_from(head.type, pickled), buffer, inlined)
 
@@ -286,16 +307,16 @@ cdef class Unpacker:
         """Copy the buffer to private memory; free the block of a result."""
         cdef int code
         if buffer.where == FP_INLINE:
-            memcpy(to, inlined, buffer.bytes)
+            copy(to, inlined, buffer.bytes)
         elif buffer.where == FP_IN_BLOCK:
             self.demand_block(buffer)
-            memcpy(to, fp_at(self.segment.at, buffer.at), buffer.bytes)
+            copy(to, fp_at(self.segment.at, buffer.at), buffer.bytes)
             if not self.in_worker:
                 check(block_free(self.segment.at, buffer.at), "a large block")
         elif not self.in_worker:
             raise DamagedMemoryError("a result that lies outside of the pool's memory")
         elif buffer.where == FP_FROM_SPACE:
-            memcpy(to, self.mapped(buffer), buffer.bytes)
+            copy(to, self.mapped(buffer), buffer.bytes)
         else:
             code = read_process(self.segment.owner_pid, buffer.at, to, buffer.bytes, buffer.where != FP_IN_OWNER)
             if code:

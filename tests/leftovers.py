@@ -79,6 +79,8 @@ def settle(before: Snapshot, deadline: float = DEADLINE) -> None:
             thread.join(max(0.0, until - time.monotonic()))
     # The kernel drops a thread's entry shortly after its end, and nothing tells when.
     yield_until(lambda: set(threads()) <= known, until)
+    # Another process's shared memory may have a name for a moment.
+    yield_until(lambda: shared_files() <= before.shared_files, until)
 
 
 def wait_for_end(pid: int, until: float) -> None:

@@ -17,8 +17,12 @@ from hypothesis import strategies as st
 
 import fastpool
 from fastpool import WorkerPool, _native
-from fastpool._native import SharedBlock
+from fastpool._codec import Decoder
+from fastpool._native import Segment, SharedBlock
+from fastpool._packed import Packer
+from fastpool.errors import DamagedMemoryError
 
+FUZZES = int(os.environ.get("FASTPOOL_FUZZ", "5000"))
 MEGABYTE = 1 << 20
 REFUSE_READ = 32
 
@@ -130,6 +134,56 @@ def test_any_array() -> None:
             assert identical(pool.map(same, [array])[0], array)
 
         check()
+
+
+# ---------------------------------------------------------------- damage
+
+
+@pytest.fixture
+def decoder() -> Iterator[Decoder]:
+    """Of the results of one worker, which has a large block."""
+    segment = Segment(1, 1 << 16, 1 << 22, 1)
+    segment.adopt_heap(0)
+    yield Decoder(segment, 0, False)
+    segment.close()
+
+
+def test_packed_arrays(decoder: Decoder) -> None:
+    for array in ARRAYS.values():
+        packed = Packer().pack(array)
+        assert packed is not None
+        assert identical(decoder.unpack_bytes(packed), array if array.flags.f_contiguous else array.copy())
+
+
+@pytest.mark.parametrize("length", range(80))
+def test_a_packed_array_that_was_cut_off(decoder: Decoder, length: int) -> None:
+    packed = Packer().pack(np.arange(6).reshape(2, 3))
+    assert packed is not None
+    with pytest.raises(DamagedMemoryError):
+        decoder.unpack_bytes(packed[: max(1, length)])
+
+
+def test_damaged_headers_of_packed_arrays(decoder: Decoder) -> None:
+    """Whatever the words before the data say (a checksum guards them, too; the form is left alone), nothing outside the item is read."""
+    random = np.random.default_rng(7)
+    words = [0, 1, 2, 3, 5, 6, 8, 24, 48, 64, 65, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
+    array = np.arange(6).reshape(2, 3)
+    packed = Packer().pack(array)
+    assert packed is not None
+    header = len(packed) - array.nbytes
+    damaged = right = 0
+    for _ in range(FUZZES):
+        copy = bytearray(packed)
+        for _ in range(random.integers(1, 4)):
+            at, size = int(random.integers(1, header // 4)) * 4, int(random.choice([4, 8]))
+            copy[at : at + size] = (int(random.choice(words)) % 2 ** (8 * size)).to_bytes(size, "little")
+        try:
+            decoder.unpack_bytes(copy)
+            right += 1
+        except DamagedMemoryError:
+            damaged += 1
+    assert damaged > FUZZES / 2
+    assert right > 0
 
 
 # ---------------------------------------------------------------- results in shared memory

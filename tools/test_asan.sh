@@ -25,4 +25,4 @@ FASTPOOL_SANITIZE=1 "$python" setup.py --quiet build_ext --inplace
 # sanitizer's last words.
 exec env LD_PRELOAD="$asan $ubsan" PYTHONMALLOC=malloc PYTHONPATH="$PWD" FASTPOOL_FUZZ="${2:-200000}" \
     ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-    "$python" -m pytest -q -s tests/test_tags.py tests/test_codec.py --timeout 3000
+    "$python" -m pytest -q -s tests/test_tags.py tests/test_codec.py tests/test_arrays.py --timeout 3000
