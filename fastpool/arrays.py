@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 from numpy.typing import ArrayLike, DTypeLike
@@ -104,12 +104,17 @@ def asshared(array: ArrayLike) -> Array:
 # ---------------------------------------------------------------- cutting
 
 
-def cut(rows: int, nbytes: int, n_jobs: int, chunk_size: float | None, n_splits: int | None) -> list[int]:
-    """Rows with which chunks begin, and the number of rows. Depends on nothing else, so that results do not vary."""
+def cut(
+    rows: int, nbytes: int, n_jobs: int, chunk_size: float | None, n_splits: int | None, most_bytes: int = CHUNK_BYTES
+) -> list[int]:
+    """Rows with which chunks begin, and the number of rows. Depends on nothing else, so that results do not vary.
+
+    Chunks whose size was left to us have at most `most_bytes` or CHUNK_BYTES.
+    """
     if chunk_size is not None:
         n = max(1, math.ceil(rows / chunk_size))
         return [min(rows, math.ceil(k * chunk_size)) for k in range(n)] + [rows]
-    n = n_splits if n_splits is not None else max(4 * n_jobs, math.ceil(nbytes / CHUNK_BYTES))
+    n = n_splits if n_splits is not None else max(4 * n_jobs, math.ceil(nbytes / min(most_bytes, CHUNK_BYTES)))
     n = max(1, min(n, rows))
     return [k * rows // n for k in range(n + 1)]
 
@@ -139,6 +144,13 @@ class Slices:
 # ---------------------------------------------------------------- joining
 
 
+class RowKind(NamedTuple):
+    """What each row of a result is."""
+
+    dtype: numpy.dtype[Any]
+    shape: tuple[int, ...]
+
+
 class Joiner:
     """Joins the results of a map over an array along axis 0.
 
@@ -151,9 +163,11 @@ class Joiner:
     slices : Slices
     out : numpy.ndarray or None
         What the results are to be written into.
+    expected : RowKind or None
+        What results will probably be like: the plan is made at once.
     """
 
-    def __init__(self, segment: Segment, slices: Slices, out: Array | None) -> None:
+    def __init__(self, segment: Segment, slices: Slices, out: Array | None, expected: RowKind | None = None) -> None:
         self.segment = segment
         self.slices = slices
         self.out = out
@@ -162,6 +176,8 @@ class Joiner:
         self.considered = False
         if out is not None and is_public(out) and out.flags.c_contiguous and out.ndim and len(out) == self.rows:
             self._use(out)
+        elif expected is not None:
+            self._plan_for(expected)
 
     @property
     def rows(self) -> int:
@@ -177,11 +193,18 @@ class Joiner:
             return
         if result.dtype.type is numpy.void or len(result) != self._length(task) or not len(result):
             return
-        nbytes = result.nbytes // len(result) * self.rows
+        self._plan_for(RowKind(result.dtype, result.shape[1:]))
+
+    def _plan_for(self, kind: RowKind) -> None:
+        nbytes = kind.dtype.itemsize * math.prod(kind.shape) * self.rows
         if nbytes < LEAST_PLANNED or (block := self.segment.allocate(nbytes)) is None:
             return
-        shape = (self.rows, *result.shape[1:])
-        self._use(numpy.ndarray(shape, result.dtype, buffer=block))  # type: ignore[arg-type]
+        self._use(numpy.ndarray((self.rows, *kind.shape), kind.dtype, buffer=block))  # type: ignore[arg-type]
+
+    @property
+    def found(self) -> RowKind | None:
+        """What the results were like, if they were written in place."""
+        return None if self.whole is None else RowKind(self.whole.dtype, self.whole.shape[1:])
 
     def _length(self, task: int) -> int:
         return self.slices.starts[task + 1] - self.slices.starts[task]

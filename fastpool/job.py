@@ -11,6 +11,7 @@ import numpy
 
 from fastpool.arrays import Array, Slices, cut
 from fastpool.functions import Function, Functions
+from fastpool.options import PoolOptions
 
 INT64 = range(-(2**63), 2**63)
 MOST_UNITS = 2**40 - 2  # of the claim word; longer ranges are iterated
@@ -77,7 +78,7 @@ def make_map_job(
     worker_exit: Function | None,
     concatenate_numpy_output: bool,
     out: Array | None,
-    n_jobs: int,
+    options: PoolOptions,
 ) -> MapJob:
     """Check the arguments of a map.
 
@@ -103,7 +104,7 @@ def make_map_job(
     functions = Functions(func, worker_init, worker_exit)
     lifespan = None if worker_lifespan is None else min(worker_lifespan, MOST_UNITS)
     if isinstance(iterable_of_args, numpy.ndarray):
-        slices = _slices(iterable_of_args[:iterable_len], n_jobs, chunk_size, n_splits)
+        slices = _slices(iterable_of_args[:iterable_len], options, chunk_size, n_splits)
         return MapJob(
             functions, slices, len(slices), None, 1.0, max_tasks_active, lifespan, concatenate_numpy_output, out
         )
@@ -123,10 +124,10 @@ def make_map_job(
     )
 
 
-def _slices(array: Array, n_jobs: int, chunk_size: float | None, n_splits: int | None) -> Slices:
+def _slices(array: Array, options: PoolOptions, chunk_size: float | None, n_splits: int | None) -> Slices:
     if isinstance(array, numpy.memmap):
         array = array.view(numpy.ndarray)  # its slices are arrays like any other
-    return Slices(array, cut(len(array), array.nbytes, n_jobs, chunk_size, n_splits))
+    return Slices(array, cut(len(array), array.nbytes, options.n_jobs, chunk_size, n_splits, options.chunk_bytes))
 
 
 def _check_out(out: Any, iterable: Any, join: bool) -> None:

@@ -7,25 +7,18 @@ from typing import Any
 
 from fastpool._feed import Feed
 from fastpool._plan import is_public
-from fastpool.arrays import Joiner, Slices
+from fastpool.arrays import Joiner, RowKind, Slices
 from fastpool.job import MapJob
-from fastpool.options import PoolOptions
 from fastpool.schedule import CHUNK_NS, Schedule, collect_grain
 from fastpool.supervisor import Supervisor
 
 UNIT_TASK, UNIT_CHUNK = 1, 2
 JOB_LAST = 1
 PATIENCE_NS = 5_000_000  # a chunk is not held back longer for elements that come slowly
-CHUNK_BYTES = 4 << 20  # nor made larger than this
 NO_LIMIT = 2**63
 NEVER = 2**64 - 1  # a unit that is never claimed
 FEW_TASKS = 16  # for each worker: so few may be too little work for a second worker
 MOMENT_NS = 200_000  # less than starting a worker takes
-
-
-def chunk_bytes(options: PoolOptions) -> int:
-    """Most bytes of a chunk whose size the user left to us: several for every worker fit into the memory limit."""
-    return max(1, min(CHUNK_BYTES, options.memory_limit // (4 * options.n_jobs + 4)))
 
 
 def run(supervisor: Supervisor, job: MapJob) -> Any:
@@ -46,7 +39,7 @@ class MapRun:
         self.feed: Feed | None = None
         self.workers = self.n_jobs if job.length is None else min(self.n_jobs, job.length)
         self.schedule = Schedule(job, self.n_jobs)
-        self.chunk_bytes = NO_LIMIT if job.chunk_size is not None else chunk_bytes(supervisor.options)
+        self.chunk_bytes = NO_LIMIT if job.chunk_size is not None else supervisor.options.chunk_bytes
         self.before = self.segment.totals()
         self.joiner: Joiner | None = None
 
@@ -73,9 +66,22 @@ class MapRun:
         results = self.collector.finish(size)
         return results if self.joiner is None else self._join(self.joiner, results)
 
+    @property
+    def _input_kind(self) -> tuple[Any, ...]:
+        """Results of the same functions for chunks of this kind are probably alike."""
+        assert isinstance(self.job.iterable, Slices)
+        array = self.job.iterable.array
+        return self.supervisor.version, array.dtype, array.shape[1:]
+
+    @property
+    def _expected_rows(self) -> RowKind | None:
+        seen, found = self.supervisor.last_array_map
+        return found if seen == self._input_kind else None
+
     def _join(self, joiner: Joiner, results: list[Any]) -> Any:
         if joiner.is_spoiled:
             self.supervisor.keep_until_workers_end(joiner.whole)
+        self.supervisor.last_array_map = self._input_kind, joiner.found
         return joiner.join(results)
 
     def _is_little(self) -> bool:
@@ -126,7 +132,7 @@ class MapRun:
         self.collector.begin(number, size, self.feed)
         if job.join:
             assert isinstance(job.iterable, Slices)
-            self.joiner = Joiner(self.segment, job.iterable, job.out)
+            self.joiner = Joiner(self.segment, job.iterable, job.out, self._expected_rows)
         return size
 
     def _make_feed(self) -> Feed:

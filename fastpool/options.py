@@ -12,6 +12,9 @@ from fastpool.machine import cpu_count, memory_bytes
 DEFAULT_START_METHOD = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
 
 
+CHUNK_BYTES = 4 << 20
+
+
 @dataclass
 class PoolOptions:
     """The parameters of :class:`fastpool.WorkerPool`, which documents them."""
@@ -30,6 +33,11 @@ class PoolOptions:
     def context(self) -> BaseContext:
         """``multiprocessing``'s context of the start method."""
         return multiprocessing.get_context(self.start_method)
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Most bytes of a chunk whose size was left to us: several for every worker fit into the memory limit."""
+        return max(1, min(CHUNK_BYTES, self.memory_limit // (4 * self.n_jobs + 4)))
 
 
 def make_options(

@@ -182,7 +182,7 @@ class WorkerPool:
             worker_exit,
             concatenate_numpy_output,
             out,
-            self._supervisor.options.n_jobs,
+            self._supervisor.options,
         )
         with self._exclusively():
             if self._finalizer is None:

@@ -48,6 +48,7 @@ class Supervisor:
         self._collector: Collector | None = None
         self._workers: dict[int, WorkerProcess] = {}
         self._leaving: list[WorkerProcess] = []  # have written their last word, not yet waited for
+        self.last_array_map: tuple[Any, Any] = (None, None)  # what its input was like, and its results
         self._in_use_by_workers: list[Any] = []
         self._functions: Functions | None = None
         self._definitions: list[Definition] = []  # of the functions

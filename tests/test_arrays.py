@@ -164,7 +164,7 @@ def test_a_packed_array_that_was_cut_off(decoder: Decoder, length: int) -> None:
 
 
 def test_damaged_headers_of_packed_arrays(decoder: Decoder) -> None:
-    """Whatever the words before the data say (a checksum guards them, too; the form is left alone), nothing outside the item is read."""
+    """Whatever the words before the data say (a checksum guards them, too), nothing outside the item is read."""
     random = np.random.default_rng(7)
     words = [0, 1, 2, 3, 5, 6, 8, 24, 48, 64, 65, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
     array = np.arange(6).reshape(2, 3)
@@ -371,6 +371,8 @@ def mark(shared_objects: Any, n: int) -> Any:
 @pytest.mark.parametrize("use_dill", [False, True], ids=["pickle", "dill"])
 @pytest.mark.parametrize("start_method", START_METHODS)
 def test_shared_arrays_with_every_start_method(start_method: str, use_dill: bool) -> None:
+    if use_dill:
+        pytest.importorskip("dill", reason="dill is not installed: pip install fastpool[dill]")
     shared, plain = fastpool.asshared(np.zeros(10)), np.zeros(10)
     options: dict[str, Any] = {"start_method": start_method, "use_dill": use_dill, "keep_alive": True}
     with WorkerPool(n_jobs=2, shared_objects=(shared[::1], plain), **options) as pool:

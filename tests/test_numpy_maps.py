@@ -138,7 +138,7 @@ def test_large_results_are_written_in_place_by_workers() -> None:
         for _ in range(3):
             result = pool.map(np.sqrt, np.arange(3.0 * LARGE))
             assert type(result.base) is SharedBlock
-            assert pool._supervisor.collector.placed > 0
+        assert pool._supervisor.collector.placed == len(cut(3 * LARGE, 3 * LARGE * 8, 2, None, None)) - 1
     assert (result == np.sqrt(np.arange(3.0 * LARGE))).all()  # the pool is gone
     result += 1
 
@@ -149,7 +149,7 @@ def test_the_memory_of_results_is_used_again() -> None:
         for _ in range(10):
             pool.map(np.sqrt, np.arange(float(LARGE)))
             tops.append(pool._supervisor.segment.heap(2)["top"])
-    assert tops[-1] - tops[0] < 4 * LARGE, "half of a result"
+    assert tops[-1] - tops[3] < 4 * LARGE, "half of a result"
 
 
 CASES: list[tuple[Callable[[Any], Any], Callable[[Any], Any]]] = [
@@ -170,7 +170,7 @@ CASES: list[tuple[Callable[[Any], Any], Callable[[Any], Any]]] = [
 def test_whatever_the_results_are_like(which: int, memory_limit: int | None) -> None:
     function, whole = CASES[which]
     array = np.arange(float(LARGE))
-    starts = cut(LARGE, array.nbytes, 2, None, None)
+    starts = cut(LARGE, array.nbytes, 2, None, None, (memory_limit or 1 << 40) // 12)
     parts = [function(array[i:j]) for i, j in itertools.pairwise(starts)]
     expected = np.concatenate(parts) if whole is None else whole(array)
     with WorkerPool(n_jobs=2, keep_alive=True, memory_limit=memory_limit) as pool:

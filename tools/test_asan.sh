@@ -14,7 +14,7 @@ if [ ! -e "$asan" ] || [ ! -e "$ubsan" ]; then
 fi
 copy=build/asan
 mkdir -p "$copy"
-for part in fastpool csrc tests setup.py pyproject.toml README.md; do
+for part in fastpool csrc tests setup.py pyproject.toml README.md .gitignore; do
     rm -rf "${copy:?}/$part"
     cp -R "$part" "$copy/"
 done

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 python=$1
 copy=build/posix
 mkdir -p "$copy"
-for part in fastpool csrc tests docs benchmarks setup.py pyproject.toml README.md; do
+for part in fastpool csrc tests docs benchmarks setup.py pyproject.toml README.md .gitignore; do
     rm -rf "${copy:?}/$part"
     cp -R "$part" "$copy/"
 done
