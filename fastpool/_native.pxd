@@ -191,6 +191,10 @@ cdef extern from "layout.h" nogil:
         uint32_t state
         uint64_t asked
 
+    ctypedef struct fp_heap:
+        uint64_t start
+        uint64_t end
+
     ctypedef struct fp_segment:
         uint64_t bytes
         uint64_t cap
@@ -205,6 +209,7 @@ cdef extern from "layout.h" nogil:
     void *fp_at(const fp_segment *segment, uint64_t offset)
     fp_line *fp_line_of(const fp_segment *segment, uint32_t worker)
     fp_lane *fp_lane_of(const fp_segment *segment, uint32_t worker)
+    fp_heap *fp_heap_of(const fp_segment *segment, uint32_t owner)
     fp_feed_slot *fp_feed_of(const fp_segment *segment, uint64_t chunk)
     uint64_t fp_align(uint64_t bytes, uint64_t to)
 

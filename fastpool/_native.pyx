@@ -805,7 +805,7 @@ cdef class Segment(Arena):
 
     def trim_heap(self, int owner) -> None:
         """Give pages of free blocks back, beyond what is kept warm. Only its owner calls this."""
-        fp_heap_trim(self.at, owner, FP_WARM_BYTES)
+        fp_heap_trim(self.at, owner, min(FP_WARM_BYTES, self.at.cap // (4 * (self.lanes + 1))))
 
     # ------------------------------------------------------------ bells
 

@@ -1,11 +1,12 @@
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastpool._native cimport Segment
+from fastpool._native cimport Segment, fp_segment
 
 
 cdef struct Nursery:
     void *plain            # numpy's own allocator, for everything else
-    unsigned char *base    # the segment
+    fp_segment *segment
+    unsigned char *base    # of the worker's own heap
     unsigned char *end
     uint32_t worker
     size_t wanted          # allocations of this size are served; 0: none

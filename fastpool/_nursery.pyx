@@ -10,7 +10,7 @@ from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy, memset
 
 from fastpool._native cimport (
-    FP_BLOCK_USED, Segment, Space, block_free, fp_block, fp_segment, heap_alloc, load, space_of,
+    FP_BLOCK_USED, Segment, Space, block_free, fp_at, fp_block, fp_heap, fp_heap_of, heap_alloc, load, space_of,
 )
 
 cnp.import_array()
@@ -51,10 +51,10 @@ cdef void *from_nursery(Nursery *state, size_t size) noexcept:
             return NULL
         state.place_taken = True
         return state.place
-    if heap_alloc(<fp_segment *>state.base, state.worker, size, &offset) < 0:
+    if heap_alloc(state.segment, state.worker, size, &offset) < 0:
         return NULL
     state.blocks = True
-    return state.base + offset
+    return <unsigned char *>fp_at(state.segment, offset)
 
 cdef void *take(void *ctx, size_t size) noexcept:
     cdef void *at = from_nursery(<Nursery *>ctx, size)
@@ -77,8 +77,8 @@ cdef void give_back(void *ctx, void *at, size_t size) noexcept:
         state.given = NULL
     elif at == state.place:
         state.place_taken = False
-    elif is_own(state, at):  # of a place that was taken for good, the core refuses
-        block_free(<fp_segment *>state.base, <uint64_t>(<unsigned char *>at - state.base))
+    elif is_own(state, at):  # else it is a place of an earlier task, which is the parent's
+        block_free(state.segment, <uint64_t>(<unsigned char *>at - <unsigned char *>state.segment))
 
 cdef void *resize(void *ctx, void *at, size_t size) noexcept:
     cdef void *other
@@ -102,8 +102,10 @@ cdef int install(Segment segment, uint32_t worker) except -1:
     nursery.wanted = 0
     nursery.place = nursery.given = NULL
     nursery.place_taken = nursery.off = False
-    nursery.base = <unsigned char *>segment.at
-    nursery.end = nursery.base + segment.at.bytes
+    cdef const fp_heap *heap = fp_heap_of(segment.at, worker)
+    nursery.segment = segment.at
+    nursery.base = <unsigned char *>fp_at(segment.at, heap.start)
+    nursery.end = <unsigned char *>fp_at(segment.at, heap.end)
     nursery.worker = worker
     memcpy(handler.name, b"fastpool", sizeof(b"fastpool"))
     handler.version = 1

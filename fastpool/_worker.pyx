@@ -280,11 +280,11 @@ cdef class Loop:
         self.look.starved = starved
         self.out.close()
         claim_drop(self.segment.at, self.worker)
-        self.become(FP_IDLE)
         self.host.flush()
-        if self.out.blocks:
-            self.out.blocks = False
+        if self.out.blocks or nursery.blocks:
+            self.out.blocks = nursery.blocks = False
             self.segment.trim_heap(self.worker)
+        self.become(FP_IDLE)
         self.out.tell_parent()
         self.segment.wait_as_worker(self.worker, has_work, &self.look)
         poke(self.line.waiting_ns, peek(self.line.waiting_ns) + now_ns() - since)

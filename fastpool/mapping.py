@@ -204,7 +204,7 @@ class MapRun:
         if not feed.can_publish:
             return False
         if not feed.publish():
-            if feed.outstanding == 0:
+            if feed.outstanding == 0 and self.supervisor.all_idle:  # else workers may give memory back
                 raise MemoryError(
                     "fastpool: a chunk of the input needs more shared memory than the pool's memory_limit "
                     f"({self.supervisor.options.memory_limit} bytes) allows; use a smaller chunk_size or elements"

@@ -187,6 +187,11 @@ class Supervisor:
         answers = {self.segment.reads_owner(worker_id) for worker_id in self._workers}
         return None if not answers else answers <= {True, None} and True in answers
 
+    @property
+    def all_idle(self) -> bool:
+        """Do all workers rest? They have given back what they do not need."""
+        return all(self.segment.state(worker_id) == "idle" for worker_id in self._workers)
+
     def keep_until_workers_end(self, memory: Any) -> None:
         """A worker has an object of the user's in this memory."""
         self._in_use_by_workers.append(memory)
