@@ -210,13 +210,15 @@ static void split(fp_segment *segment, uint64_t offset, uint64_t keep) {
 /* ------------------------------------------------------------------ the cap */
 
 static int over_cap(const fp_segment *segment) {
-  uint64_t sum = 0;
-  for (uint32_t i = 0; i <= segment->lanes; i++) {
+  /* A quarter is the parent's alone: what workers keep warm must not leave their next arguments without room. */
+  uint64_t workers = 0, parent = atomic_load(&fp_heap_of(segment, segment->lanes)->charged);
+  for (uint32_t i = 0; i < segment->lanes; i++) {
     uint64_t charged = atomic_load(&fp_heap_of(segment, i)->charged);
     if (charged > segment->cap) return 1;
-    sum += charged;
+    workers += charged;
   }
-  return sum > segment->cap;
+  return workers > segment->cap - segment->cap / 4 || parent > segment->cap ||
+         workers + parent > segment->cap;
 }
 
 /* Count the heap as `bytes` long. More may stay charged from before: pages that could not be given back. */
