@@ -206,9 +206,10 @@ class Supervisor:
         for worker_id in self.segment.exited():
             self.collector.drain(worker_id)
             self._raise_failure()
-            process = self._workers.pop(worker_id)
-            process.popen.detach()
+            process = self._workers[worker_id]
             self._leaving.append(process)
+            process.popen.detach()
+            del self._workers[worker_id]
             self._empty_lane(worker_id)
         self._leaving = [process for process in self._leaving if not process.reap(block=False)]
 
@@ -307,6 +308,8 @@ class Supervisor:
         if self._segment is not None and os.getpid() == self.owner_pid:
             for worker_id in range(self._segment.lanes):
                 self._segment.kill(worker_id, signal.SIGKILL)
+            for process in list(self._leaving):
+                process.popen.kill()
 
     def terminate(self) -> None:
         """Kill all workers, wait for them, give shared memory back. Safe to call in any state, and twice."""
