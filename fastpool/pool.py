@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import util
 from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any
@@ -16,6 +16,8 @@ from fastpool import mapping
 from fastpool.job import make_map_job
 from fastpool.options import DEFAULT_START_METHOD, make_options
 from fastpool.supervisor import Supervisor
+
+EXIT_PRIORITY = 15  # of multiprocessing's own pools: before it joins the children that are left
 
 
 class WorkerPool:
@@ -89,7 +91,7 @@ class WorkerPool:
         self._supervisor = Supervisor(options)
         self._thread = threading.RLock()  # held by the thread that uses the pool
         # Only while there is something to clean up: Python drops exceptions in finalizers, a KeyboardInterrupt too.
-        self._finalizer: weakref.finalize[..., WorkerPool] | None = None
+        self._finalizer: util.Finalize | None = None
 
     @property
     def ctx(self) -> BaseContext:
@@ -186,7 +188,9 @@ class WorkerPool:
         )
         with self._exclusively():
             if self._finalizer is None:
-                self._finalizer = weakref.finalize(self, _finalize, self._supervisor)
+                self._finalizer = util.Finalize(
+                    self, _finalize, (self._supervisor, self._thread), exitpriority=EXIT_PRIORITY
+                )
             return mapping.run(self._supervisor, job)
 
     @contextlib.contextmanager
@@ -235,7 +239,7 @@ class WorkerPool:
         with self._exclusively():
             self._supervisor.terminate()
             if self._finalizer is not None:
-                self._finalizer.detach()
+                self._finalizer.cancel()
                 self._finalizer = None
 
     def __enter__(self) -> WorkerPool:
@@ -247,9 +251,14 @@ class WorkerPool:
         self.terminate()
 
 
-def _finalize(supervisor: Supervisor) -> None:
+def _finalize(supervisor: Supervisor, thread: threading.RLock) -> None:
     """The pool was collected, or the interpreter ends, perhaps while a thread is in the middle of a map."""
-    if supervisor.running:
-        supervisor.kill()
-    else:
-        supervisor.terminate()
+    mine = thread.acquire(blocking=False)
+    try:
+        if mine and not supervisor.running:
+            supervisor.terminate()
+        else:
+            supervisor.kill()
+    finally:
+        if mine:
+            thread.release()

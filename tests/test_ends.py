@@ -98,3 +98,48 @@ except KeyboardInterrupt:
 """
     done = program(script)
     assert (done.stdout, done.stderr) == ("interrupted\n", "")
+
+
+ENDS_OF_THE_INTERPRETER = {
+    "workers that multiprocessing would join": """
+import weakref
+class Thing: pass
+thing = Thing()
+weakref.finalize(thing, print, "finalized")  # weakref's exit handler is older than multiprocessing's, and runs later
+from fastpool import WorkerPool
+pool = WorkerPool(2, daemon=False, keep_alive=True, start_method=METHOD)
+if __name__ == "__main__":
+    print(pool.map(abs, [-1, -2]), flush=True)
+""",
+    "workers that ignore SIGTERM": """
+import signal, weakref
+class Thing: pass
+thing = Thing()
+weakref.finalize(thing, print, "finalized")
+from fastpool import WorkerPool
+pool = WorkerPool(2, keep_alive=True, start_method=METHOD)
+if __name__ == "__main__":
+    print(pool.map(abs, [-1, -2], worker_init=IGNORE), flush=True)
+""",
+    "a pool in a worker": """
+from fastpool import WorkerPool
+def task(x):
+    global inner
+    inner = WorkerPool(2, daemon=False, keep_alive=True)
+    return inner.map(abs, [x])[0]
+if __name__ == "__main__":
+    with WorkerPool(1, daemon=False, start_method=METHOD) as pool:
+        print(pool.map(task, [-1, -2]), flush=True)
+    print("finalized")
+""",
+}
+
+
+@pytest.mark.parametrize("what", ENDS_OF_THE_INTERPRETER)
+def test_the_interpreter_ends_though_a_pool_is_open(what: str, start_method: str, tmp_path: Path) -> None:
+    ignore = "__import__('functools').partial(signal.signal, signal.SIGTERM, signal.SIG_IGN)"
+    text = ENDS_OF_THE_INTERPRETER[what].replace("METHOD", repr(start_method)).replace("IGNORE", ignore)
+    script = tmp_path / "main.py"
+    script.write_text(text)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=HANG)
+    assert (done.stdout, done.stderr) == ("[1, 2]\nfinalized\n", "")
