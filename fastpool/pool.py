@@ -168,7 +168,8 @@ class WorkerPool:
         MemoryError
             The input does not fit into `memory_limit`, even chunk by chunk.
         RuntimeError
-            Another map of this pool is running, or the pool was made in another process.
+            Another map of this pool is running, or another thread has called :meth:`terminate`, or the pool was made
+            in another process.
         TypeError, ValueError
             A parameter has a wrong type or value; no worker was started.
         """
@@ -235,7 +236,20 @@ class WorkerPool:
     join = stop_and_join
 
     def terminate(self) -> None:
-        """Stop all workers now, without their exit functions. The pool can be used again."""
+        """Stop all workers now, without their exit functions. The pool can be used again.
+
+        May be called while another thread is in :meth:`map` or :meth:`stop_and_join`, which raises a RuntimeError then;
+        this returns when it has: as soon as the input, if that keeps it waiting, gives its next element.
+        """
+        if not self._thread.acquire(blocking=False):
+            with self._supervisor.ended_by_another_thread():
+                self._thread.acquire()
+        try:
+            self._terminate()
+        finally:
+            self._thread.release()
+
+    def _terminate(self) -> None:
         with self._exclusively():
             self._supervisor.terminate()
             if self._finalizer is not None:
@@ -258,7 +272,7 @@ def _finalize(supervisor: Supervisor, thread: threading.RLock) -> None:
         if mine and not supervisor.running:
             supervisor.terminate()
         else:
-            supervisor.kill()
+            supervisor.abandon()
     finally:
         if mine:
             thread.release()

@@ -43,6 +43,7 @@ class Supervisor:
         self.owner_pid = os.getpid()
         self.exit_results: list[Any] = []
         self.running = False  # a map is
+        self._enders: set[object] = set()  # see :meth:`ended_by_another_thread`
         self._segment: Segment | None = None
         self._collector: Collector | None = None
         self._workers: dict[int, WorkerProcess] = {}
@@ -73,6 +74,7 @@ class Supervisor:
 
     def _prepare(self, new: Functions) -> None:
         self._check_owner()
+        self._check_ended()
         if self._segment is None:
             shared_memory()  # mapped in workers too, whenever an array is made in it
             n_jobs = self.options.n_jobs
@@ -174,6 +176,7 @@ class Supervisor:
         process = kind(self.segment, worker_id, main, self.options.daemon, descriptors)
         process.start()
         self._workers[worker_id] = process
+        self._check_ended()
 
     def _inheritance(self, worker_id: int) -> tuple[Callable[[Segment], None], list[int]]:
         """What a fork runs, and descriptors to give it."""
@@ -226,6 +229,7 @@ class Supervisor:
             One of them had not been asked to end.
         """
         for worker_id in ended:
+            self._check_ended()
             process = self._workers[worker_id]
             process.reap(block=True)
             self.collector.drain(worker_id)
@@ -268,6 +272,7 @@ class Supervisor:
         all_gathered = self.collector.collect()
         self._raise_failure()
         self.hand_over_lanes()
+        self._check_ended()
         if time.monotonic() >= self._next_look:  # busy: a death must not wait for a pause
             self._next_look = time.monotonic() + LOOK_SECONDS
             self.bury(self.segment.look_at_handles())
@@ -286,6 +291,7 @@ class Supervisor:
             if self.gather() and self._workers:
                 self.sleep(1)
         for process in self._leaving:
+            self._check_ended()
             process.reap(block=True)
         self._leaving.clear()
         self.exit_results.extend(self.collector.exits)
@@ -303,8 +309,34 @@ class Supervisor:
             self.terminate()
             raise
 
+    @contextlib.contextmanager
+    def ended_by_another_thread(self) -> Iterator[None]:
+        """While this is entered, the thread that uses the pool lets go of it: its call raises, and cleans up.
+
+        This thread first says so (a token in `_enders`), then kills; the other one first makes a process known (its pid
+        in the segment, or the process in `_leaving`), then looks for tokens, then sleeps or waits. So either the kill
+        reaches the process, whose end ends the sleep or the wait, or the look finds the token. Nothing else is touched
+        here: what belongs to the pool stays the other thread's.
+        """
+        token = object()
+        self._enders.add(token)
+        try:
+            self.kill()
+            yield
+        finally:
+            self._enders.discard(token)
+
+    def _check_ended(self) -> None:
+        if self._enders:
+            raise RuntimeError("the pool was terminated by another thread")
+
+    def abandon(self) -> None:
+        """The process ends while a thread still uses the pool: no worker must stay, or come."""
+        self._enders.add(self)
+        self.kill()
+
     def kill(self) -> None:
-        """Kill all workers, nothing else: for the end of the process, while another thread still runs a map."""
+        """Kill all workers, nothing else. Any thread may do that at any time."""
         if self._segment is not None and os.getpid() == self.owner_pid:
             for worker_id in range(self._segment.lanes):
                 self._segment.kill(worker_id, signal.SIGKILL)

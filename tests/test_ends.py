@@ -4,10 +4,13 @@ the interpreter."""
 from __future__ import annotations
 
 import atexit
+import contextlib
+import os
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from multiprocessing import util
 from pathlib import Path
 from typing import Any
@@ -143,3 +146,93 @@ def test_the_interpreter_ends_though_a_pool_is_open(what: str, start_method: str
     script.write_text(text)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=HANG)
     assert (done.stdout, done.stderr) == ("[1, 2]\nfinalized\n", "")
+
+
+def say_and_sleep(path: Path, x: int) -> int:
+    note(str(path))
+    time.sleep(1000)
+    return x
+
+
+def note_and_return(path: Path, x: int) -> int:
+    note(str(path))
+    return x
+
+
+def forever(wait: Any) -> Iterator[int]:
+    while True:
+        wait()
+        yield 1
+
+
+SOURCES: dict[str, Any] = {
+    "tasks that last": (say_and_sleep, lambda: range(2)),
+    "many short tasks": (note_and_return, lambda: range(10**9)),
+    "input without end": (note_and_return, lambda: forever(lambda: None)),
+    "replaced workers": (note_and_return, lambda: range(10**9)),
+}
+
+
+@pytest.mark.parametrize("what", SOURCES)
+@pytest.mark.parametrize("leave", [False, True])
+def test_terminate_in_another_thread_ends_the_map(what: str, leave: bool, start_method: str, tmp_path: Path) -> None:
+    task, source = SOURCES[what]
+    path = tmp_path / "begun"
+    os.mkfifo(path)
+    raised: list[BaseException] = []
+
+    def use() -> None:
+        try:
+            pool.map(task, source(), worker_lifespan=3 if what == "replaced workers" else None)
+        except RuntimeError as error:
+            raised.append(error)
+
+    pool = WorkerPool(n_jobs=2, shared_objects=path, keep_alive=True, start_method=start_method)
+    with pool if leave else contextlib.nullcontext():
+        thread = threading.Thread(target=use)
+        thread.start()
+        reader = open(path)
+        assert reader.read(1) == "x"  # a task has begun
+        if not leave:
+            pool.terminate()
+    thread.join()
+    reader.close()
+    assert [str(error) for error in raised] == ["the pool was terminated by another thread"]
+    path.unlink()
+    assert pool.map(note_and_return, [3, 4]) == [3, 4]
+    pool.terminate()
+
+
+def test_terminate_at_any_moment_of_maps_in_another_thread() -> None:
+    """No order of the two threads' steps hangs, leaves a worker, or is taken for a death."""
+    pool = WorkerPool(n_jobs=2)
+    errors: set[str] = set()
+    stop = threading.Event()
+
+    def use() -> None:
+        while not stop.is_set():
+            try:
+                assert pool.map(abs, range(-20, 0), worker_lifespan=7) == list(range(20, 0, -1))
+            except RuntimeError as error:
+                errors.add(str(error))
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    for _ in range(300):
+        pool.terminate()
+    stop.set()
+    thread.join()
+    pool.terminate()
+    busy = "this pool is busy: another map of it is running"  # in the moment in which the other thread cleans up
+    assert errors <= {"the pool was terminated by another thread", busy}
+
+
+def test_a_map_cannot_terminate_its_own_pool() -> None:
+    def source() -> Iterator[int]:
+        yield 1
+        pool.terminate()
+
+    with WorkerPool(n_jobs=1) as pool:
+        with pytest.raises(RuntimeError, match="another map of it is running"):
+            pool.map(abs, source())
+        assert pool.map(abs, [-1]) == [1]
