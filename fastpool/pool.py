@@ -141,9 +141,12 @@ class WorkerPool:
         concatenate_numpy_output : bool, default True
             Of a map over an array: join array results along axis 0.
         worker_init : callable, optional
-            Called once in each worker, before its first task.
+            Called once in each worker, before its first task. With `keep_alive`, another one than before does not run
+            in workers that live already: a RuntimeWarning.
         worker_exit : callable, optional
             Called once in each worker that ran a task, when it ends; what it returns is in :meth:`get_exit_results`.
+            With `keep_alive`, that of the last map is the one that runs: a RuntimeWarning if there was another. Threads
+            that tasks have started and that are still there after it end with the worker.
         out : numpy.ndarray, optional
             Of a map over an array: what the joined results are written into. If it is shared, workers do that without
             a copy.
@@ -192,6 +195,7 @@ class WorkerPool:
                 self._finalizer = util.Finalize(
                     self, _finalize, (self._supervisor, self._thread), exitpriority=EXIT_PRIORITY
                 )
+            self._supervisor.warn_of_changes(job.functions, stacklevel=2)
             return mapping.run(self._supervisor, job)
 
     @contextlib.contextmanager
@@ -216,12 +220,16 @@ class WorkerPool:
         -------
         list
             In no particular order: fewer than ``n_jobs`` for small maps, more with `worker_lifespan`, none before the
-            workers end (``keep_alive``: after :meth:`stop_and_join`).
+            workers end (``keep_alive``: after :meth:`stop_and_join`, but of replaced workers after the map). A map that
+            starts no worker, of an empty input, leaves them as they are.
         """
         return list(self._supervisor.exit_results)
 
     def stop_and_join(self) -> None:
         """Let the workers run their exit functions and end, and collect the exit results.
+
+        Memory and descriptors are given back, except for what arrays that are still in use lie in. The pool can be used
+        again: its next map starts new workers.
 
         Raises
         ------
@@ -231,7 +239,10 @@ class WorkerPool:
             What an exit function raised.
         """
         with self._exclusively():
-            self._supervisor.stop()
+            try:
+                self._supervisor.stop()
+            finally:
+                self._forget_finalizer()
 
     join = stop_and_join
 
@@ -252,9 +263,12 @@ class WorkerPool:
     def _terminate(self) -> None:
         with self._exclusively():
             self._supervisor.terminate()
-            if self._finalizer is not None:
-                self._finalizer.cancel()
-                self._finalizer = None
+            self._forget_finalizer()
+
+    def _forget_finalizer(self) -> None:
+        if self._finalizer is not None:
+            self._finalizer.cancel()
+            self._finalizer = None
 
     def __enter__(self) -> WorkerPool:
         return self

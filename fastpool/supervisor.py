@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from fastpool._collect import Collector
 from fastpool._native import Segment
 from fastpool.arrays import public_spaces, shared_memory
 from fastpool.errors import SerializationError, WorkerDiedError
-from fastpool.functions import Functions
+from fastpool.functions import Function, Functions, name_of
 from fastpool.machine import cpu_count
 from fastpool.options import PoolOptions
 from fastpool.process import WORKERS, WorkerProcess, bury_unknown
@@ -42,6 +43,7 @@ class Supervisor:
         self.serializer = make_serializer(options.use_dill)
         self.owner_pid = os.getpid()
         self.exit_results: list[Any] = []
+        self._starts_afresh = True  # the next worker to be started is the first
         self.running = False  # a map is
         self._enders: set[object] = set()  # see :meth:`ended_by_another_thread`
         self._segment: Segment | None = None
@@ -50,6 +52,8 @@ class Supervisor:
         self._leaving: list[WorkerProcess] = []  # have written their last word, not yet waited for
         self._in_use_by_workers: list[Any] = []
         self._functions: Functions | None = None
+        self._init: Function | None = None  # the last that was given since the workers were started
+        self._exit: Function | None = None  # of the last map
         self._version = 0
         self._blob: bytes | None = None
         self._shared: spawning.Packed | None = None  # for workers that are no forks
@@ -66,6 +70,7 @@ class Supervisor:
             yield
             if not self.options.keep_alive:
                 self._see_out()
+            self._take_exit_results()
         except BaseException:
             self.terminate()
             raise
@@ -82,7 +87,7 @@ class Supervisor:
             self._collector = Collector(self._segment, self.serializer.loads)
         self.bury(self._ended_meanwhile())
         if not self._workers:
-            self.exit_results = []
+            self._starts_afresh = True
             self._pack_shared_objects()
         self._learn(new)
 
@@ -121,6 +126,21 @@ class Supervisor:
         self._functions = new
         self._version += 1
         self._blob = blob
+
+    def warn_of_changes(self, new: Functions, stacklevel: int) -> None:
+        """Live workers do not run another init, and run another exit than the map before said."""
+        was, self._exit = self._exit, new.exit
+        if not self._workers:
+            self._init = new.init
+            return
+        if new.init is not None and new.init != self._init:
+            message = f"worker_init {name_of(new.init)} does not run in workers that live already (keep_alive)"
+            warnings.warn(message, RuntimeWarning, stacklevel + 1)
+            self._init = new.init
+        if was is not None and new.exit != was:
+            given = "no worker_exit" if new.exit is None else f"worker_exit {name_of(new.exit)}"
+            message = f"{given} runs in workers that live already (keep_alive), instead of {name_of(was)}"
+            warnings.warn(message, RuntimeWarning, stacklevel + 1)
 
     def _check_owner(self) -> None:
         if os.getpid() != self.owner_pid:
@@ -172,6 +192,9 @@ class Supervisor:
     def start_worker(self, worker_id: int) -> None:
         """Start a worker in a free lane."""
         main, descriptors = self._inheritance(worker_id) if self.forks else self._outfit(worker_id)
+        if self._starts_afresh:
+            self._starts_afresh = False
+            self.exit_results = []
         kind = WORKERS[self.options.start_method]
         process = kind(self.segment, worker_id, main, self.options.daemon, descriptors)
         process.start()
@@ -294,20 +317,21 @@ class Supervisor:
             self._check_ended()
             process.reap(block=True)
         self._leaving.clear()
+
+    def _take_exit_results(self) -> None:
         self.exit_results.extend(self.collector.exits)
         self.collector.exits.clear()
 
     def stop(self) -> None:
-        """Let idle workers run their exit functions and end."""
+        """Let idle workers run their exit functions and end, and give shared memory back."""
         if self._segment is None or os.getpid() != self.owner_pid:
             return
         try:
             for worker_id in list(self._workers):
                 self.segment.command_stop(worker_id)
             self._see_out()
-        except BaseException:
+        finally:
             self.terminate()
-            raise
 
     @contextlib.contextmanager
     def ended_by_another_thread(self) -> Iterator[None]:
@@ -350,6 +374,7 @@ class Supervisor:
         if segment is None or os.getpid() != self.owner_pid:
             return
         if self._collector is not None:
+            self._take_exit_results()
             self._collector.abandon()
         self._collector = None
         processes = [*self._workers.values(), *self._leaving]
