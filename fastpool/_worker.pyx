@@ -33,6 +33,15 @@ cdef extern from "Python.h":
     object PyLong_FromLongLong(long long value)
     object PyFloat_FromDouble(double value)
 
+cdef extern from "signal.h" nogil:
+    ctypedef struct sigset_t:
+        pass
+    enum:
+        SIG_SETMASK
+        SIG_BLOCK
+    int sigfillset(sigset_t *set)
+    int pthread_sigmask(int how, const sigset_t *set, sigset_t *old)
+
 
 # ---------------------------------------------------------------- arguments
 
@@ -155,6 +164,15 @@ cdef class Elements:
         return 0
 
 
+cdef int hear_signals() except -1:
+    """Run the handlers of signals that are in already. There is an exception to report: theirs would be the second."""
+    while True:
+        try:
+            return PyErr_CheckSignals()
+        except BaseException:
+            continue
+
+
 cdef class Loop:
     """One worker's life.
 
@@ -229,6 +247,22 @@ cdef class Loop:
     # ------------------------------------------------------------ life
 
     def run(self) -> None:
+        """The worker's life. An exception that comes outside of the user's functions ends it, and is reported."""
+        try:
+            self.live()
+        except BaseException as error:  # of a signal handler that ran between tasks, or of our own
+            if self.elements.foreign:
+                self.host.end_fork(error)
+            if peek(self.line.state) == FP_EXITED:
+                raise
+            self.out.close()
+            self.out.phase = FP_PHASE_INIT
+            self.out.number = 0
+            self.report(error, "worker", None, None)
+            self.ran = False  # after an error exit functions do not run
+            self.leave()
+
+    cdef int live(self) except -1:
         """Work until told to stop, or until the job says so, or the lifespan is over."""
         cdef uint64_t first, count
         cdef int found
@@ -503,7 +537,13 @@ cdef class Loop:
                                    (n + len(given)) | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
 
     cdef int report(self, error, str what, task, element) except -1:
-        """Send the description of an exception in the place of a result."""
-        cdef bytes payload = self.host.describe(error, what, task, element)
-        self.out.put_error(payload)
+        """Send the description of an exception in the place of a result. No signal handler runs meanwhile."""
+        cdef sigset_t every, before
+        sigfillset(&every)
+        pthread_sigmask(SIG_BLOCK, &every, &before)
+        try:
+            hear_signals()
+            self.out.put_error(self.host.describe(error, what, task, element))
+        finally:
+            pthread_sigmask(SIG_SETMASK, &before, NULL)
         return 0

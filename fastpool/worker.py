@@ -89,7 +89,7 @@ class Host:
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
-            except (AttributeError, ValueError, OSError):  # no stream, closed by a task, or nobody reads it
+            except BaseException:  # no stream, closed by a task, nobody reads it, or whatever a task has put there
                 continue
 
     def end_fork(self, error: BaseException) -> None:
@@ -101,12 +101,12 @@ class Host:
     def describe(self, error: BaseException, what: str, task: int | None, element: Any) -> bytes:
         """The pickled description of an exception: see :func:`fastpool.remote.revive`."""
         text = "".join(traceback.format_exception(type(error), error, own_part(error)))
-        if what not in ("task", "worker_init", "worker_exit") and not isinstance(error, FastpoolError):
+        if what not in ("task", "worker_init", "worker_exit", "worker") and not isinstance(error, FastpoolError):
             detail = f"{type(error).__qualname__}: {error}"
             cause = error
             error = SerializationError(what, task, self.worker_id, detail)
             error.__cause__ = cause
-        phase = what if what in ("worker_init", "worker_exit") else "task"
+        phase = what if what in ("worker_init", "worker_exit", "worker") else "task"
         arguments = "" if what == "argument" or phase != "task" or task is None else shorten(element)
         summary = f"{type(error).__qualname__}: {shorten_str(error)}"
         return pickle.dumps((dump_exception(error, self.serializer), summary, phase, arguments, text), 5)

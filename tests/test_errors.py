@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import select
+import signal
+import sys
 import threading
 from typing import Any
 
@@ -401,3 +404,90 @@ def test_every_error_pickles_and_says_something() -> None:
         assert vars(copy) == vars(error)
         assert str(copy) == str(error)
         assert len(str(error)) > 20
+
+
+class TooLong(Exception):
+    pass
+
+
+def too_long(*_: Any) -> None:
+    raise TooLong("alarm", 50)
+
+
+def idle_alarm(x: int) -> int:
+    """Leaves a handler behind that raises while the worker has nothing to do."""
+    signal.signal(signal.SIGALRM, too_long)
+    return os.getpid()
+
+
+def ask_to_exit(*_: Any) -> None:
+    raise SystemExit(5)
+
+
+def idle_exit(x: int) -> int:
+    signal.signal(signal.SIGALRM, ask_to_exit)
+    return os.getpid()
+
+
+def wait_until_ended(pid: int) -> None:
+    handle = os.pidfd_open(pid)
+    assert select.select([handle], [], [], 60)[0]
+    os.close(handle)
+
+
+@pytest.mark.parametrize("stop", [False, True])
+@pytest.mark.parametrize(("task", "kind", "args"), [(idle_alarm, TooLong, ("alarm", 50)), (idle_exit, SystemExit, (5,))])
+def test_a_signal_handler_that_raises_in_an_idle_worker(
+    stop: bool, task: Any, kind: type[BaseException], args: Any, start_method: str
+) -> None:
+    with WorkerPool(n_jobs=1, keep_alive=True, start_method=start_method) as pool:
+        [pid] = pool.map(task, [1], worker_exit=fail_now)
+        os.kill(pid, signal.SIGALRM)
+        wait_until_ended(pid)
+        with pytest.raises(kind) as caught:
+            pool.stop_and_join() if stop else pool.map(task, [1], worker_exit=fail_now)
+        assert caught.value.args == args
+        cause = caught.value.__cause__
+        assert isinstance(cause, RemoteError)
+        assert (cause.phase, cause.task) == ("worker", None)
+        assert "by a signal handler between tasks in worker 0" in str(cause)
+        assert "raise" in cause.traceback
+        assert pool.map(abs, [-1]) == [1]
+
+
+def many_alarms(x: int) -> int:
+    if x == 0:
+        signal.signal(signal.SIGALRM, too_long)
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    return x
+
+
+@pytest.mark.parametrize("keep_alive", [False, True])
+def test_a_signal_handler_that_raises_at_any_moment(keep_alive: bool) -> None:
+    with WorkerPool(n_jobs=1, keep_alive=keep_alive) as pool:
+        for _ in range(20):
+            with pytest.raises(TooLong) as caught:
+                pool.map(many_alarms, range(5_000_000), chunk_size=100)
+            assert caught.value.args == ("alarm", 50)
+            assert isinstance(caught.value.__cause__, RemoteError)
+
+
+class Unflushable:
+    def write(self, text: str) -> None:
+        pass
+
+    def flush(self) -> None:
+        raise KeyboardInterrupt("flush")
+
+
+def spoil_output(x: int) -> int:
+    sys.stdout = Unflushable()  # type: ignore[assignment]
+    return x
+
+
+def test_an_output_that_cannot_be_flushed_stops_nothing() -> None:
+    with WorkerPool(n_jobs=2, keep_alive=True) as pool:
+        for _ in range(3):
+            assert pool.map(spoil_output, range(10), worker_exit=os.getpid) == list(range(10))
+        pool.stop_and_join()
+        assert 1 <= len(pool.get_exit_results()) <= 2
