@@ -21,11 +21,15 @@ class Serializer(NamedTuple):
     pickler : callable
         ``pickler(file, buffer_callback)`` writes, with ``dump(object)``, also what travels only while a process is
         being started.
+    hooked_pickler : callable
+        ``hooked_pickler(file, reducer)`` writes, with ``dump(object)``, what `dumps` returns, but asks ``reducer`` first
+        how an object is reduced (NotImplemented: as ever).
     """
 
     dumps: Callable[..., bytes]
     loads: Callable[..., Any]
     pickler: Callable[[Any, Callable[[pickle.PickleBuffer], object]], Any]
+    hooked_pickler: Callable[[Any, Callable[[Any], Any]], Any]
 
 
 def make_serializer(use_dill: bool) -> Serializer:
@@ -37,13 +41,13 @@ def make_serializer(use_dill: bool) -> Serializer:
         dill is not installed.
     """
     if not use_dill:
-        return Serializer(pickle.dumps, pickle.loads, _make_pickler)
+        return Serializer(pickle.dumps, pickle.loads, _make_pickler, _make_hooked_pickler)
     try:
         import dill
     except ImportError as error:
         raise ImportError("use_dill=True needs dill, which is not installed: pip install fastpool[dill]") from error
     # recurse: what a function of the main program refers to goes along, since workers need not have that program
-    return Serializer(partial(dill.dumps, recurse=True), dill.loads, _make_dill_pickler)
+    return Serializer(partial(dill.dumps, recurse=True), dill.loads, _make_dill_pickler, _make_hooked_dill_pickler)
 
 
 def _make_pickler(file: Any, buffer_callback: Callable[[pickle.PickleBuffer], object]) -> Any:
@@ -55,4 +59,22 @@ def _make_dill_pickler(file: Any, buffer_callback: Callable[[pickle.PickleBuffer
 
     pickler = dill.Pickler(file, 5, recurse=True, buffer_callback=buffer_callback)
     pickler.dispatch_table = ForkingPickler(file).dispatch_table
+    return pickler
+
+
+class _HookedPickler(pickle.Pickler):
+    def __init__(self, file: Any, reducer: Callable[[Any], Any]) -> None:
+        super().__init__(file, 5)
+        self.reducer_override = reducer  # type: ignore[method-assign]
+
+
+def _make_hooked_pickler(file: Any, reducer: Callable[[Any], Any]) -> Any:
+    return _HookedPickler(file, reducer)
+
+
+def _make_hooked_dill_pickler(file: Any, reducer: Callable[[Any], Any]) -> Any:
+    import dill
+
+    pickler = dill.Pickler(file, 5, recurse=True)
+    pickler.reducer_override = reducer
     return pickler

@@ -9,6 +9,7 @@ import select
 import signal
 import sys
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
@@ -71,15 +72,134 @@ def raise_this(make: Any) -> None:
     raise make()
 
 
-def make_state() -> Exception:
-    return WithState(7, detail="x")
+class Rewriting(Exception):
+    """Called again with its arguments, its constructor would succeed, and say something else."""
+
+    def __init__(self, code: Any) -> None:
+        super().__init__(f"code {code}")
+        self.code = code
 
 
-def test_exceptions_come_back_whatever_their_constructor(start_method: str) -> None:
-    with WorkerPool(n_jobs=1, start_method=start_method) as pool:
-        with pytest.raises(WithState) as caught:
-            pool.map(raise_this, [make_state])
-        assert (caught.value.code, caught.value.detail, caught.value.args) == (7, "x", ("code 7",))
+class RewritingTwice(Rewriting, OSError):
+    def __init__(self, path: str) -> None:
+        OSError.__init__(self, 2, "nothing there", path)
+        self.path = path
+        self.code = 3
+
+
+class New(Exception):
+    def __new__(cls, a: int, b: int) -> New:
+        return super().__new__(cls, a)
+
+    def __init__(self, a: int, b: int) -> None:
+        self.b = b
+
+
+class Slotted(Exception):
+    __slots__ = ("__private", "unset", "q")
+
+    def __init__(self, q: int) -> None:
+        super().__init__("slots")
+        self.q = self.__private = q
+
+
+class Holding(Exception):
+    """Has another exception, which has it."""
+
+    def __init__(self) -> None:
+        super().__init__("holding")
+        self.inner = Rewriting(7)
+        self.inner.outer = self  # type: ignore[attr-defined]
+
+
+class NamedImport(ImportError):
+    def __init__(self, module: str) -> None:
+        super().__init__(f"no {module}", name=module, path="/there")
+
+
+class OwnWay(Exception):
+    """Says itself how it is pickled."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"code {code}")
+        self.code = code
+        self.calls = 1
+
+    def __reduce__(self) -> Any:
+        return OwnWay, (self.code,)
+
+
+class BrokenReduce(Exception):
+    def __reduce__(self) -> Any:
+        raise KeyboardInterrupt("reduce")
+
+
+def noted() -> Exception:
+    error = Rewriting(5)
+    error.__notes__ = ["a note"]  # type: ignore[attr-defined]  # as add_note does, since 3.11
+    return error
+
+
+EXCEPTIONS = [
+    partial(WithState, 7, detail="x"),
+    partial(Rewriting, 5),
+    partial(RewritingTwice, "/x"),
+    partial(New, 1, 2),
+    partial(Slotted, 4),
+    Holding,
+    partial(NamedImport, "module"),
+    partial(OwnWay, 3),
+    partial(BrokenReduce, 1, 2),
+    noted,
+]
+
+
+@pytest.mark.parametrize("make", EXCEPTIONS)
+@pytest.mark.parametrize("use_dill", [False, True])
+def test_exceptions_come_back_as_they_were(make: Any, use_dill: bool, start_method: str) -> None:
+    with WorkerPool(n_jobs=1, start_method=start_method, use_dill=use_dill) as pool:
+        with pytest.raises(BaseException) as caught:
+            pool.map(raise_this, [make])
+        assert look(caught.value) == look(make())
+        assert isinstance(caught.value.__cause__, RemoteError)
+
+
+def look(error: BaseException) -> Any:
+    """Everything to be seen of an exception."""
+    fields = ("q", "_Slotted__private", "unset", "errno", "filename", "name", "path", "code")
+    attributes = {name: value for name, value in vars(error).items() if not isinstance(value, BaseException)}
+    inner = getattr(error, "inner", None)
+    return (
+        (type(error), error.args, str(error), attributes, [getattr(error, name, "unset") for name in fields])
+        + ((look(inner), inner.outer is error) if inner is not None else ())
+    )
+
+
+def make_group() -> Any:
+    return ExceptionGroup("several", [Rewriting(3), ExceptionGroup("more", [Slotted(4), ValueError(5)])])  # noqa: F821
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="no groups before")
+@pytest.mark.parametrize("use_dill", [False, True])
+def test_exceptions_in_a_group_come_back_as_they_were(use_dill: bool) -> None:
+    with WorkerPool(n_jobs=1, use_dill=use_dill) as pool, pytest.raises(ExceptionGroup) as caught:  # noqa: F821
+        pool.map(raise_this, [make_group])
+    first, more = caught.value.exceptions
+    assert (caught.value.message, more.message) == ("several", "more")
+    assert [look(e) for e in (first, *more.exceptions)] == [look(e) for e in (Rewriting(3), Slotted(4), ValueError(5))]
+
+
+class Unsendable(Exception):
+    def __init__(self) -> None:
+        super().__init__("has a lock")
+        self.lock = threading.Lock()
+
+
+def test_why_an_exception_cannot_be_sent() -> None:
+    reason = r"TypeError: cannot pickle '_thread.lock' object; it was Unsendable: has a lock"
+    with WorkerPool(n_jobs=1) as pool, pytest.raises(SerializationError, match=reason) as caught:
+        pool.map(raise_this, [Unsendable])
+    assert caught.value.what == "exception"
 
 
 @pytest.mark.parametrize(

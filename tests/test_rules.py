@@ -26,7 +26,7 @@ LAYERS = [
     {"schedule", "process", "worker", "remote"},
     {"job", "options"},
     {"arrays"},
-    {"functions", "spawning"},
+    {"functions", "spawning", "raised"},
     {"_worker", "_collect"},
     {"_feed", "_lane"},
     {"_codec", "_plan"},
