@@ -143,7 +143,7 @@ class ForkPopen(Popen):
         code = 1
         try:
             gc.freeze()  # before the first collection copies the parent's pages
-            atexit._clear()  # type: ignore[attr-defined]  # the owner's own
+            atexit._clear()  # the owner's own
             atexit.register(util._exit_function)  # type: ignore[attr-defined]
             worker.come_up()
             code = worker._bootstrap(parent_sentinel=self.segment.owner_fd)  # type: ignore[attr-defined]

@@ -65,7 +65,8 @@ def _rebuild_any(error: BaseException) -> Any:
     while not _are_native(base, "__init__", "__new__", "__reduce__"):
         assert base.__base__ is not None
         base = base.__base__
-    _, arguments, *state = base.__reduce__(error)  # for OSError and others, not simply args
+    reduced: tuple[Any, ...] = base.__reduce__(error)  # type: ignore[assignment]
+    _, arguments, *state = reduced  # of OSError and others, these are not simply args
     fields = {name: value for name, value in (state[0] if state else {}).items() if name not in error.__dict__}
     fields |= {name: getattr(error, name) for name in _slots(kind) if hasattr(error, name)}
     return _make, (kind, base, arguments), (error.args, fields, error.__dict__), None, None, _restore

@@ -76,9 +76,7 @@ def test_what_a_task_registers_with_atexit_runs_once(method: str, tmp_path: Path
 
 
 def program(text: str, *given: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", text, *given], capture_output=True, text=True, timeout=HANG, **options
-    )
+    return subprocess.run([sys.executable, "-c", text, *given], capture_output=True, text=True, timeout=HANG, **options)
 
 
 def test_ctrl_c_while_a_worker_is_on_its_way_out() -> None:
@@ -191,7 +189,7 @@ def test_terminate_in_another_thread_ends_the_map(what: str, leave: bool, start_
     with pool if leave else contextlib.nullcontext():
         thread = threading.Thread(target=use)
         thread.start()
-        reader = open(path)
+        reader = open(path)  # noqa: SIM115 (open until the map has ended: who writes waits for a reader)
         assert reader.read(1) == "x"  # a task has begun
         if not leave:
             pool.terminate()

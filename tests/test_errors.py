@@ -12,6 +12,7 @@ import threading
 from functools import partial
 from typing import Any
 
+import numpy
 import pytest
 
 import fastpool
@@ -96,7 +97,7 @@ class New(Exception):
 
 
 class Slotted(Exception):
-    __slots__ = ("__private", "unset", "q")
+    __slots__ = ("__private", "q", "unset")
 
     def __init__(self, q: int) -> None:
         super().__init__("slots")
@@ -169,9 +170,8 @@ def look(error: BaseException) -> Any:
     fields = ("q", "_Slotted__private", "unset", "errno", "filename", "name", "path", "code")
     attributes = {name: value for name, value in vars(error).items() if not isinstance(value, BaseException)}
     inner = getattr(error, "inner", None)
-    return (
-        (type(error), error.args, str(error), attributes, [getattr(error, name, "unset") for name in fields])
-        + ((look(inner), inner.outer is error) if inner is not None else ())
+    return (type(error), error.args, str(error), attributes, [getattr(error, name, "unset") for name in fields]) + (
+        (look(inner), inner.outer is error) if inner is not None else ()
     )
 
 
@@ -434,6 +434,73 @@ def test_huge_numbers_are_as_good_as_no_limit() -> None:
         assert pool.map(abs, range(5), chunk_size=1e300, max_tasks_active=2**70) == list(range(5))
 
 
+class Index:
+    """A number only by ``__index__``."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __index__(self) -> int:
+        return self.n
+
+
+HUGE = 10**400
+
+
+def test_numbers_beyond_any_float() -> None:
+    with WorkerPool(n_jobs=2, memory_limit=HUGE) as pool:
+        for given in (range(5), list(range(5)), iter(range(5))):
+            limits = {"chunk_size": HUGE, "max_tasks_active": HUGE, "iterable_len": HUGE, "worker_lifespan": HUGE}
+            assert pool.map(abs, given, **limits) == list(range(5))  # type: ignore[arg-type]
+        assert pool.map(abs, range(HUGE), iterable_len=3, n_splits=2) == [0, 1, 2]
+        assert pool.map(abs, range(HUGE), iterable_len=3, n_splits=HUGE) == [0, 1, 2]
+        rows = pool.map(numpy.negative, numpy.arange(4), chunk_size=HUGE, iterable_len=HUGE)
+        assert rows.tolist() == [0, -1, -2, -3]
+        assert pool.map(numpy.negative, numpy.arange(4), n_splits=HUGE).tolist() == [0, -1, -2, -3]
+
+
+def test_numbers_by_index_alone() -> None:
+    two: Any = Index(2)
+    with WorkerPool(n_jobs=two, memory_limit=Index(1 << 24)) as pool:  # type: ignore[arg-type]
+        for given in (range(5), list(range(5)), numpy.arange(5)):
+            got = pool.map(
+                numpy.abs, given, iterable_len=two, max_tasks_active=two, chunk_size=two, worker_lifespan=two
+            )
+            assert list(got) == [0, 1]
+            assert list(pool.map(numpy.abs, given, n_splits=two)) == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="n_jobs must be at least 1, not 0"):
+        WorkerPool(n_jobs=Index(0))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="chunk_size must be at least 1"), WorkerPool(n_jobs=1) as pool:
+        pool.map(abs, [1], chunk_size=Index(0))  # type: ignore[arg-type]
+
+
+class Sizeless:
+    """Has a length, in its class, and cannot say it."""
+
+    def __init__(self, error: type[Exception] | None) -> None:
+        self.error = error
+
+    def __len__(self) -> int:
+        if self.error is not None:
+            raise self.error("no length")
+        return 2**70
+
+    def __iter__(self) -> Any:
+        return iter(range(10))
+
+
+def test_input_whose_length_cannot_be_said() -> None:
+    with WorkerPool(n_jobs=2) as pool:
+        for error in (TypeError, None):
+            assert pool.map(abs, Sizeless(error)) == list(range(10))
+            assert pool.map(abs, Sizeless(error), iterable_len=4) == [0, 1, 2, 3]
+            assert pool.map(abs, Sizeless(error), iterable_len=4, n_splits=2) == [0, 1, 2, 3]
+            with pytest.raises(ValueError, match="n_splits needs a known number"):
+                pool.map(abs, Sizeless(error), n_splits=2)
+        with pytest.raises(KeyError):
+            pool.map(abs, Sizeless(KeyError))
+
+
 class Callable_:
     def __init__(self) -> None:
         self.k = 0
@@ -465,8 +532,11 @@ BAD_MAPS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"chunk_size": math.nan}, ValueError, "chunk_size"),
     ({"chunk_size": math.inf}, ValueError, "chunk_size"),
     ({"chunk_size": "big"}, TypeError, "chunk_size must be an int, a float"),
+    ({"chunk_size": -(10**5000)}, ValueError, "chunk_size"),
     ({"n_splits": 0}, ValueError, "n_splits"),
     ({"n_splits": 2.0}, TypeError, "n_splits"),
+    ({"n_splits": 2, "iterable_of_args": range(10**400)}, ValueError, "iterable_of_args has more elements"),
+    ({"iterable_of_args": range(10**30)}, ValueError, "iterable_of_args has more elements"),
     ({"n_splits": 2, "iterable_of_args": iter([1])}, ValueError, "n_splits needs a known number"),
     ({"worker_lifespan": 0}, ValueError, "worker_lifespan"),
     ({"worker_lifespan": 1.0}, TypeError, "worker_lifespan"),
@@ -490,6 +560,9 @@ BAD_POOLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"n_jobs": 2.0}, TypeError, "n_jobs must be an int"),
     ({"n_jobs": "2"}, TypeError, "n_jobs"),
     ({"n_jobs": True}, TypeError, "n_jobs"),
+    ({"n_jobs": 65_536}, ValueError, r"n_jobs must be at most \d+, not 65536"),
+    ({"n_jobs": 10**400}, ValueError, r"n_jobs must be at most \d+, not a number of 1329 bits"),
+    ({"n_jobs": -(10**5000)}, ValueError, "n_jobs must be at least 1"),
     ({"daemon": 1}, TypeError, "daemon must be a bool"),
     ({"pass_worker_id": "yes"}, TypeError, "pass_worker_id"),
     ({"use_worker_state": None}, TypeError, "use_worker_state"),
@@ -556,7 +629,9 @@ def wait_until_ended(pid: int) -> None:
 
 
 @pytest.mark.parametrize("stop", [False, True])
-@pytest.mark.parametrize(("task", "kind", "args"), [(idle_alarm, TooLong, ("alarm", 50)), (idle_exit, SystemExit, (5,))])
+@pytest.mark.parametrize(
+    ("task", "kind", "args"), [(idle_alarm, TooLong, ("alarm", 50)), (idle_exit, SystemExit, (5,))]
+)
 def test_a_signal_handler_that_raises_in_an_idle_worker(
     stop: bool, task: Any, kind: type[BaseException], args: Any, start_method: str
 ) -> None:
