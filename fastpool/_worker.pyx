@@ -164,6 +164,11 @@ cdef class Elements:
         return 0
 
 
+cdef void hold_signals(sigset_t *before) noexcept:
+    cdef sigset_t every
+    sigfillset(&every)
+    pthread_sigmask(SIG_BLOCK, &every, before)
+
 cdef int hear_signals() except -1:
     """Run the handlers of signals that are in already. There is an exception to report: theirs would be the second."""
     while True:
@@ -314,7 +319,7 @@ cdef class Loop:
         self.out.close()
         claim_drop(self.segment.at, self.worker)
         self.become(FP_IDLE)
-        self.host.flush()
+        self.flush()
         if self.out.blocks:
             self.out.blocks = False
             self.segment.trim_heap(self.worker)
@@ -322,6 +327,18 @@ cdef class Loop:
         self.segment.wait_as_worker(self.worker, has_work, &self.look)
         poke(self.line.waiting_ns, peek(self.line.waiting_ns) + now_ns() - since)
         return 0
+
+    cdef int flush(self) except -1:
+        """Show what tasks have printed. What a stream raises does not matter; what a signal handler raises does, and
+        so none runs meanwhile."""
+        cdef sigset_t before
+        hold_signals(&before)
+        try:
+            PyErr_CheckSignals()
+            self.host.flush()
+        finally:
+            pthread_sigmask(SIG_SETMASK, &before, NULL)
+        return PyErr_CheckSignals()
 
     cdef bint join(self) except -1:
         """Join the job the gate shows, and learn its functions. False: this worker cannot have them; its successor
@@ -383,7 +400,7 @@ cdef class Loop:
                     self.out.put(value)
             except BaseException as error:
                 self.report(error, what, None, None)
-        self.host.flush()
+        self.flush()
         self.out.close()
         store(self.line.exit_ns, now_ns() - since)
         fp_line_news(self.line)
@@ -538,9 +555,8 @@ cdef class Loop:
 
     cdef int report(self, error, str what, task, element) except -1:
         """Send the description of an exception in the place of a result. No signal handler runs meanwhile."""
-        cdef sigset_t every, before
-        sigfillset(&every)
-        pthread_sigmask(SIG_BLOCK, &every, &before)
+        cdef sigset_t before
+        hold_signals(&before)
         try:
             hear_signals()
             self.out.put_error(self.host.describe(error, what, task, element))

@@ -22,8 +22,8 @@ class Serializer(NamedTuple):
         ``pickler(file, buffer_callback)`` writes, with ``dump(object)``, also what travels only while a process is
         being started.
     hooked_pickler : callable
-        ``hooked_pickler(file, reducer)`` writes, with ``dump(object)``, what `dumps` returns, but first asks ``reducer``
-        how an object is reduced (NotImplemented: as ever).
+        ``hooked_pickler(file, reducer)`` writes, with ``dump(object)``, what `dumps` returns, but asks first how an
+        object is reduced: ``reducer(object)`` (NotImplemented: as ever).
     """
 
     dumps: Callable[..., bytes]
