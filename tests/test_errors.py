@@ -634,8 +634,10 @@ def wait_until_asleep(pid: int) -> None:
     yield_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "S", time.monotonic() + 60)
 
 
-def wait_until_ended(pid: int) -> None:
-    handle = os.pidfd_open(pid)
+def interrupt_to_the_end(pid: int) -> None:
+    """Send SIGALRM, and wait until that has ended the process."""
+    handle = os.pidfd_open(pid)  # before the signal: a fork server reaps at once
+    os.kill(pid, signal.SIGALRM)
     assert select.select([handle], [], [], 60)[0]
     os.close(handle)
 
@@ -650,8 +652,7 @@ def test_a_signal_handler_that_raises_in_an_idle_worker(
     with WorkerPool(n_jobs=1, keep_alive=True, start_method=start_method) as pool:
         [pid] = pool.map(task, [1], worker_exit=fail_now)
         wait_until_asleep(pid)
-        os.kill(pid, signal.SIGALRM)
-        wait_until_ended(pid)
+        interrupt_to_the_end(pid)
         with pytest.raises(kind) as caught:
             pool.stop_and_join() if stop else pool.map(task, [1], worker_exit=fail_now)
         assert caught.value.args == args
