@@ -352,6 +352,13 @@ cdef const Space *space_of(const void *address, uint64_t bytes) noexcept nogil
 cdef const Space *space_named(uint64_t ident) noexcept nogil
 
 
+cdef class Detached:
+    """The process of a worker whose lane is another's."""
+    cdef fp_watch watch
+    cdef int pid  # 0: it has been waited for
+    cdef readonly int status_fd  # where a fork server tells its exit status, or -1
+
+
 cdef class Segment(Arena):
     """The shared segment of one pool, its bells and its owner pipe, in this process."""
     cdef fp_event bell_event

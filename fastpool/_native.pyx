@@ -417,6 +417,39 @@ cdef class SharedBlock:
 
 # ---------------------------------------------------------------- the segment
 
+@cython.final
+cdef class Detached:
+    """The process of a worker that has written its last word and whose lane is another's.
+
+    Any thread may call :meth:`kill` while another waits for the process and closes this: each is one step under the
+    GIL, so that no descriptor is used after it was closed.
+    """
+
+    def __cinit__(self):
+        self.watch.fd = self.watch.life_fd = self.status_fd = -1
+
+    def __dealloc__(self):
+        self.close()
+
+    @property
+    def handle(self) -> int:
+        """Descriptor that is readable once the process has ended, or -1."""
+        return self.watch.fd
+
+    def kill(self, int signum) -> None:
+        """Send a signal, unless the process has been waited for."""
+        if self.pid:
+            fp_watch_kill(&self.watch, self.pid, signum)
+
+    def close(self) -> None:
+        """The process has been waited for."""
+        self.pid = 0
+        fp_watch_close(&self.watch)
+        if self.status_fd >= 0:
+            close_fd(self.status_fd)
+        self.status_fd = -1
+
+
 cdef class Segment(Arena):
     """The shared segment of one pool, its bells, and its workers' process handles.
 
@@ -621,15 +654,17 @@ cdef class Segment(Arena):
         """Where a fork server tells the worker's exit status, or -1 for a child of this process."""
         return self.status_fds[worker]
 
-    def detach(self, int worker) -> tuple[int, int]:
-        """Forget a worker whose lane goes to its successor; the caller closes its handle and status_fd."""
-        cdef int fd = self.watches[worker].fd
-        cdef int status_fd = self.status_fds[worker]
-        self.watches[worker].fd = -1
+    def detach(self, int worker) -> Detached:
+        """Forget a worker whose lane goes to its successor."""
+        cdef Detached process = Detached.__new__(Detached)
+        process.watch = self.watches[worker]
+        process.status_fd = self.status_fds[worker]
+        process.pid = self.pids[worker]
+        self.watches[worker].fd = self.watches[worker].life_fd = -1
         self.status_fds[worker] = -1
         self.fds[worker + 1] = -1
         self.pids[worker] = 0
-        return fd, status_fd
+        return process
 
     def reaped(self, int worker) -> None:
         """The worker's process has been waited for, or could not be started."""

@@ -33,6 +33,15 @@ cdef extern from "Python.h":
     object PyLong_FromLongLong(long long value)
     object PyFloat_FromDouble(double value)
 
+cdef extern from "signal.h" nogil:
+    ctypedef struct sigset_t:
+        pass
+    enum:
+        SIG_SETMASK
+        SIG_BLOCK
+    int sigfillset(sigset_t *set)
+    int pthread_sigmask(int how, const sigset_t *set, sigset_t *old)
+
 
 # ---------------------------------------------------------------- arguments
 
@@ -156,6 +165,20 @@ cdef class Elements:
         return 0
 
 
+cdef void hold_signals(sigset_t *before) noexcept:
+    cdef sigset_t every
+    sigfillset(&every)
+    pthread_sigmask(SIG_BLOCK, &every, before)
+
+cdef int hear_signals() except -1:
+    """Run the handlers of signals that are in already. There is an exception to report: theirs would be the second."""
+    while True:
+        try:
+            return PyErr_CheckSignals()
+        except BaseException:
+            continue
+
+
 cdef class Loop:
     """One worker's life.
 
@@ -230,6 +253,22 @@ cdef class Loop:
     # ------------------------------------------------------------ life
 
     def run(self) -> None:
+        """The worker's life. An exception that comes outside of the user's functions ends it, and is reported."""
+        try:
+            self.live()
+        except BaseException as error:  # of a signal handler that ran between tasks, or of our own
+            if self.elements.foreign:
+                self.host.end_fork(error)
+            if peek(self.line.state) == FP_EXITED:
+                raise
+            self.out.close()
+            self.out.phase = FP_PHASE_INIT
+            self.out.number = 0
+            self.report(error, "worker", None, None)
+            self.ran = False  # after an error exit functions do not run
+            self.leave()
+
+    cdef int live(self) except -1:
         """Work until told to stop, or until the job says so, or the lifespan is over."""
         cdef uint64_t first, count
         cdef int found
@@ -280,7 +319,7 @@ cdef class Loop:
         self.look.starved = starved
         self.out.close()
         claim_drop(self.segment.at, self.worker)
-        self.host.flush()
+        self.flush()
         if self.out.blocks or nursery.blocks:
             self.out.blocks = nursery.blocks = False
             self.segment.trim_heap(self.worker)
@@ -289,6 +328,18 @@ cdef class Loop:
         self.segment.wait_as_worker(self.worker, has_work, &self.look)
         poke(self.line.waiting_ns, peek(self.line.waiting_ns) + now_ns() - since)
         return 0
+
+    cdef int flush(self) except -1:
+        """Show what tasks have printed. What a stream raises does not matter; what a signal handler raises does, and
+        so none runs meanwhile."""
+        cdef sigset_t before
+        hold_signals(&before)
+        try:
+            PyErr_CheckSignals()
+            self.host.flush()
+        finally:
+            pthread_sigmask(SIG_SETMASK, &before, NULL)
+        return PyErr_CheckSignals()
 
     cdef bint join(self) except -1:
         """Join the job the gate shows, and learn its functions. False: this worker cannot have them; its successor
@@ -350,7 +401,7 @@ cdef class Loop:
                     self.out.put(value)
             except BaseException as error:
                 self.report(error, what, None, None)
-        self.host.flush()
+        self.flush()
         self.out.close()
         store(self.line.exit_ns, now_ns() - since)
         fp_line_news(self.line)
@@ -504,7 +555,12 @@ cdef class Loop:
                                    (n + len(given)) | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
 
     cdef int report(self, error, str what, task, element) except -1:
-        """Send the description of an exception in the place of a result."""
-        cdef bytes payload = self.host.describe(error, what, task, element)
-        self.out.put_error(payload)
+        """Send the description of an exception in the place of a result. No signal handler runs meanwhile."""
+        cdef sigset_t before
+        hold_signals(&before)
+        try:
+            hear_signals()
+            self.out.put_error(self.host.describe(error, what, task, element))
+        finally:
+            pthread_sigmask(SIG_SETMASK, &before, NULL)
         return 0

@@ -158,7 +158,7 @@ class RemoteError(FastpoolError):
     ----------
     worker_id : int
     phase : str
-        ``"task"``, ``"worker_init"`` or ``"worker_exit"``.
+        ``"task"``, ``"worker_init"``, ``"worker_exit"``, or ``"worker"``: between those, by a signal handler.
     task : int or None
         Number of the task (position in the input).
     arguments : str
@@ -176,8 +176,10 @@ class RemoteError(FastpoolError):
         self.traceback = traceback
 
     def __str__(self) -> str:
-        of = (
-            self.phase if self.phase != "task" else "getting the function" if self.task is None else f"task {self.task}"
-        )
+        of = self.phase
+        if of == "worker":
+            of = "a signal handler between tasks"
+        elif of == "task":
+            of = "getting the function" if self.task is None else f"task {self.task}"
         given = f"\narguments: {self.arguments}" if self.arguments else ""
         return f"raised by {of} in worker {self.worker_id}{given}\n\n{self.traceback}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+import sys
 from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +13,10 @@ import numpy
 
 from fastpool.arrays import Array, Slices, cut
 from fastpool.functions import Function, Functions
-from fastpool.options import PoolOptions
+from fastpool.options import PoolOptions, check_int, shorten
 
 INT64 = range(-(2**63), 2**63)
+MOST_RESULTS = sys.maxsize // 8
 MOST_UNITS = 2**40 - 2  # of the claim word; longer ranges are iterated
 
 
@@ -92,11 +95,11 @@ def make_map_job(
     _check_callable("worker_exit", worker_exit)
     if not isinstance(iterable_of_args, Iterable) and not hasattr(iterable_of_args, "__getitem__"):
         raise TypeError(f"iterable_of_args must be an iterable, not {type(iterable_of_args).__name__}")
-    _check_int("iterable_len", iterable_len, least=0)
-    _check_int("max_tasks_active", max_tasks_active, least=1)
-    _check_int("n_splits", n_splits, least=1)
-    _check_int("worker_lifespan", worker_lifespan, least=1)
-    _check_chunk_size(chunk_size)
+    iterable_len = check_int("iterable_len", iterable_len, least=0)
+    max_tasks_active = check_int("max_tasks_active", max_tasks_active, least=1)
+    n_splits = check_int("n_splits", n_splits, least=1)
+    worker_lifespan = check_int("worker_lifespan", worker_lifespan, least=1)
+    chunk_size = _check_chunk_size(chunk_size)
     if not isinstance(concatenate_numpy_output, bool):
         kind = type(concatenate_numpy_output).__name__
         raise TypeError(f"concatenate_numpy_output must be a bool, not {kind}")
@@ -109,16 +112,20 @@ def make_map_job(
             functions, slices, len(slices), None, 1.0, max_tasks_active, lifespan, concatenate_numpy_output, out
         )
     length = _length(iterable_of_args, iterable_len)
+    if type(iterable_of_args) is range and length is not None and length > MOST_RESULTS:
+        raise ValueError(
+            f"iterable_of_args has more elements than a list has places ({MOST_RESULTS}): give iterable_len"
+        )
     if chunk_size is None and n_splits is not None:
         if length is None:
             raise ValueError("n_splits needs a known number of tasks: give iterable_len, or an iterable with a length")
-        chunk_size = max(1.0, length / n_splits)
+        chunk_size = MOST_UNITS if length // n_splits > MOST_UNITS else max(1.0, length / n_splits)
     return MapJob(
         functions=functions,
         iterable=iterable_of_args,
         length=length,
         limit=iterable_len,
-        chunk_size=None if chunk_size is None else min(chunk_size, MOST_UNITS),
+        chunk_size=chunk_size,
         max_tasks_active=max_tasks_active,
         worker_lifespan=lifespan,
     )
@@ -149,13 +156,21 @@ def _length(iterable: Iterable[Any], limit: int | None) -> int | None:
     if type(iterable) is range:  # len() refuses more than sys.maxsize
         step = iterable.step
         length: int | None = max(0, (iterable.stop - iterable.start + step - (1 if step > 0 else -1)) // step)
-    elif isinstance(iterable, Sized):
-        length = len(iterable)
     else:
-        length = None
+        length = _said_length(iterable)
     if limit is None:
         return length
     return limit if length is None else min(length, limit)
+
+
+def _said_length(iterable: Iterable[Any]) -> int | None:
+    """What ``len`` says, if it can: some classes have it and raise, and it refuses more than sys.maxsize."""
+    if not isinstance(iterable, Sized):
+        return None
+    try:
+        return len(iterable)
+    except (TypeError, OverflowError):
+        return None
 
 
 def _check_callable(name: str, value: Any, optional: bool = True) -> None:
@@ -164,19 +179,14 @@ def _check_callable(name: str, value: Any, optional: bool = True) -> None:
     raise TypeError(f"{name} must be callable{' or None' if optional else ''}, not {type(value).__name__}")
 
 
-def _check_int(name: str, value: Any, least: int) -> None:
+def _check_chunk_size(value: Any) -> float | None:
     if value is None:
-        return
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an int or None, not {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, not {value}")
-
-
-def _check_chunk_size(value: Any) -> None:
-    if value is None:
-        return
+        return None
     if isinstance(value, bool) or not (hasattr(value, "__index__") or isinstance(value, float)):
         raise TypeError(f"chunk_size must be an int, a float or None, not {type(value).__name__}")
-    if math.isnan(value) or value < 1 or math.isinf(value):
-        raise ValueError(f"chunk_size must be at least 1 and finite, not {value}")
+    size = value if isinstance(value, float) else operator.index(value)
+    if not 1 <= size < math.inf:
+        raise ValueError(
+            f"chunk_size must be at least 1 and finite, not {value if isinstance(size, float) else shorten(size)}"
+        )
+    return min(size, MOST_UNITS)

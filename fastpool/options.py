@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
+import operator
+import resource
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from typing import Any
 
 from fastpool.machine import cpu_count, memory_bytes
+
+MOST_JOBS = 65535  # lanes of a segment
+MOST_BYTES = 2**62  # of memory_limit: as good as none
+DESCRIPTORS = 2  # that a worker takes: its bell and its process handle
 
 DEFAULT_START_METHOD = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
 
@@ -69,8 +75,11 @@ def make_options(
         if not isinstance(value, bool):
             raise TypeError(f"{name} must be a bool, not {type(value).__name__}")
     _check_start_method(start_method)
+    jobs = check_int("n_jobs", n_jobs, least=1)
+    _check_descriptors(jobs)
+    limit = check_int("memory_limit", memory_limit, least=1)
     return PoolOptions(
-        n_jobs=_whole("n_jobs", n_jobs, cpu_count()),
+        n_jobs=cpu_count() if jobs is None else jobs,
         daemon=daemon,
         shared_objects=shared_objects,
         pass_worker_id=pass_worker_id,
@@ -78,18 +87,40 @@ def make_options(
         start_method=start_method,
         keep_alive=keep_alive,
         use_dill=use_dill,
-        memory_limit=_whole("memory_limit", memory_limit, memory_bytes() // 2),
+        memory_limit=memory_bytes() // 2 if limit is None else min(limit, MOST_BYTES),
     )
 
 
-def _whole(name: str, value: Any, default: int) -> int:
+def check_int(name: str, value: Any, least: int) -> int | None:
+    """An optional whole number: anything that has ``__index__``, but no bool.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
     if value is None:
-        return default
+        return None
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an int or None, not {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, not {value}")
-    return int(value)
+    number = operator.index(value)
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, not {shorten(number)}")
+    return number
+
+
+def shorten(number: int) -> str:
+    """A number that may have more digits than Python likes to print."""
+    return str(number) if abs(number) < 10**30 else f"a number of {number.bit_length()} bits"
+
+
+def _check_descriptors(n_jobs: int | None) -> None:
+    if n_jobs is None:
+        return
+    may_open = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    most = MOST_JOBS if may_open == resource.RLIM_INFINITY else min(MOST_JOBS, may_open // DESCRIPTORS)
+    if n_jobs > most:
+        why = "" if most == MOST_JOBS else f": each takes {DESCRIPTORS} of the {may_open} descriptors of `ulimit -n`"
+        raise ValueError(f"n_jobs must be at most {most}, not {shorten(n_jobs)}{why}")
 
 
 def _check_start_method(start_method: Any) -> None:

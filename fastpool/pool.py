@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import util
 from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any
@@ -16,6 +16,8 @@ from fastpool import mapping
 from fastpool.job import make_map_job
 from fastpool.options import DEFAULT_START_METHOD, make_options
 from fastpool.supervisor import Supervisor
+
+EXIT_PRIORITY = 15  # of multiprocessing's own pools: before it joins the children that are left
 
 
 class WorkerPool:
@@ -89,7 +91,7 @@ class WorkerPool:
         self._supervisor = Supervisor(options)
         self._thread = threading.RLock()  # held by the thread that uses the pool
         # Only while there is something to clean up: Python drops exceptions in finalizers, a KeyboardInterrupt too.
-        self._finalizer: weakref.finalize[..., WorkerPool] | None = None
+        self._finalizer: util.Finalize | None = None
 
     @property
     def ctx(self) -> BaseContext:
@@ -139,9 +141,12 @@ class WorkerPool:
         concatenate_numpy_output : bool, default True
             Of a map over an array: join array results along axis 0.
         worker_init : callable, optional
-            Called once in each worker, before its first task.
+            Called once in each worker, before its first task. With `keep_alive`, another one than before does not run
+            in workers that live already: a RuntimeWarning.
         worker_exit : callable, optional
             Called once in each worker that ran a task, when it ends; what it returns is in :meth:`get_exit_results`.
+            With `keep_alive`, that of the last map is the one that runs: a RuntimeWarning if there was another. Threads
+            that tasks have started and that are still there after it end with the worker.
         out : numpy.ndarray, optional
             Of a map over an array: what the joined results are written into. If it is shared, workers do that without
             a copy.
@@ -166,7 +171,8 @@ class WorkerPool:
         MemoryError
             The input does not fit into `memory_limit`, even chunk by chunk.
         RuntimeError
-            Another map of this pool is running, or the pool was made in another process.
+            Another map of this pool is running, or another thread has called :meth:`terminate`, or the pool was made
+            in another process.
         TypeError, ValueError
             A parameter has a wrong type or value; no worker was started.
         """
@@ -186,7 +192,10 @@ class WorkerPool:
         )
         with self._exclusively():
             if self._finalizer is None:
-                self._finalizer = weakref.finalize(self, _finalize, self._supervisor)
+                self._finalizer = util.Finalize(
+                    self, _finalize, (self._supervisor, self._thread), exitpriority=EXIT_PRIORITY
+                )
+            self._supervisor.warn_of_changes(job.functions, stacklevel=2)
             return mapping.run(self._supervisor, job)
 
     @contextlib.contextmanager
@@ -211,12 +220,16 @@ class WorkerPool:
         -------
         list
             In no particular order: fewer than ``n_jobs`` for small maps, more with `worker_lifespan`, none before the
-            workers end (``keep_alive``: after :meth:`stop_and_join`).
+            workers end (``keep_alive``: after :meth:`stop_and_join`, but of replaced workers after the map). A map that
+            starts no worker, of an empty input, leaves them as they are.
         """
         return list(self._supervisor.exit_results)
 
     def stop_and_join(self) -> None:
         """Let the workers run their exit functions and end, and collect the exit results.
+
+        Memory and descriptors are given back, except for what arrays that are still in use lie in. The pool can be used
+        again: its next map starts new workers.
 
         Raises
         ------
@@ -226,17 +239,36 @@ class WorkerPool:
             What an exit function raised.
         """
         with self._exclusively():
-            self._supervisor.stop()
+            try:
+                self._supervisor.stop()
+            finally:
+                self._forget_finalizer()
 
     join = stop_and_join
 
     def terminate(self) -> None:
-        """Stop all workers now, without their exit functions. The pool can be used again."""
+        """Stop all workers now, without their exit functions. The pool can be used again.
+
+        May be called while another thread is in :meth:`map` or :meth:`stop_and_join`, which raises a RuntimeError then;
+        this returns when it has: as soon as the input, if that keeps it waiting, gives its next element.
+        """
+        if not self._thread.acquire(blocking=False):
+            with self._supervisor.ended_by_another_thread():
+                self._thread.acquire()
+        try:
+            self._terminate()
+        finally:
+            self._thread.release()
+
+    def _terminate(self) -> None:
         with self._exclusively():
             self._supervisor.terminate()
-            if self._finalizer is not None:
-                self._finalizer.detach()
-                self._finalizer = None
+            self._forget_finalizer()
+
+    def _forget_finalizer(self) -> None:
+        if self._finalizer is not None:
+            self._finalizer.cancel()
+            self._finalizer = None
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -247,9 +279,14 @@ class WorkerPool:
         self.terminate()
 
 
-def _finalize(supervisor: Supervisor) -> None:
+def _finalize(supervisor: Supervisor, thread: threading.RLock) -> None:
     """The pool was collected, or the interpreter ends, perhaps while a thread is in the middle of a map."""
-    if supervisor.running:
-        supervisor.kill()
-    else:
-        supervisor.terminate()
+    mine = thread.acquire(blocking=False)
+    try:
+        if mine and not supervisor.running:
+            supervisor.terminate()
+        else:
+            supervisor.abandon()
+    finally:
+        if mine:
+            thread.release()

@@ -9,6 +9,7 @@ and the record of its pid cannot come apart; spawned workers and those of the fo
 from __future__ import annotations
 
 import abc
+import atexit
 import contextlib
 import gc
 import os
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection, context, forkserver, process, resource_tracker, spawn, util
 from typing import Any
 
-from fastpool._native import Segment
+from fastpool._native import Detached, Segment
 from fastpool.spawning import Descriptors, take
 
 SERVER_DESCRIPTORS = 8  # that a start through the fork server has open at once
@@ -59,7 +60,7 @@ class Popen(abc.ABC):
         self.worker_id = worker.worker_id
         self.returncode: int | None = None
         self.status_lost = False
-        self._detached: tuple[int, int] | None = None  # its handle and status_fd, no longer the segment's
+        self._detached: Detached | None = None  # its handle, no longer the segment's
         util._flush_std_streams()  # type: ignore[attr-defined]
         self.pid = self._launch(worker)
         self.sentinel = self.segment.handle(self.worker_id)
@@ -75,7 +76,9 @@ class Popen(abc.ABC):
         (``active_children()`` does), is :meth:`poll`, which takes no process away from the supervisor.
         """
         if self.returncode is None:
-            handle, status_fd = self._detached or (self.sentinel, self.segment.status_fd(self.worker_id))
+            detached = self._detached
+            handle = self.sentinel if detached is None else detached.handle
+            status_fd = self.segment.status_fd(self.worker_id) if detached is None else detached.status_fd
             try:
                 code = exit_code(self.pid, handle, status_fd, block)
             except ChildProcessError:  # SIGCHLD ignored, or reaped by somebody else, or no fork server to tell
@@ -95,10 +98,8 @@ class Popen(abc.ABC):
         self.returncode = returncode
         if self._detached is None:
             self.segment.reaped(self.worker_id)
-            return
-        for fd in self._detached:
-            if fd >= 0:
-                os.close(fd)
+        else:
+            self._detached.close()
 
     def detach(self) -> None:
         """Let the lane go to a successor; this process only remains to be waited for."""
@@ -111,9 +112,10 @@ class Popen(abc.ABC):
         return self.returncode
 
     def _send(self, signum: int) -> None:
-        if self.poll() is None:
-            with contextlib.suppress(ProcessLookupError):  # a fork server has reaped it
-                os.kill(self.pid, signum)
+        if self._detached is not None:
+            self._detached.kill(signum)
+        elif self.poll() is None:
+            self.segment.kill(self.worker_id, signum)
 
     def terminate(self) -> None:
         self._send(signal.SIGTERM)
@@ -141,6 +143,8 @@ class ForkPopen(Popen):
         code = 1
         try:
             gc.freeze()  # before the first collection copies the parent's pages
+            atexit._clear()  # the owner's own
+            atexit.register(util._exit_function)  # type: ignore[attr-defined]
             worker.come_up()
             code = worker._bootstrap(parent_sentinel=self.segment.owner_fd)  # type: ignore[attr-defined]
         except BaseException:
@@ -297,7 +301,26 @@ class WorkerProcess(process.BaseProcess):
         self._main = main
 
     def run(self) -> None:
-        self._main(self.segment)
+        """The worker's life, and its exit handlers.
+
+        The interpreter would wait for threads that tasks have started, perhaps for ever, and the caller for the
+        process. Nothing is left for them to do that anybody could see: they end with the process.
+        """
+        code = 1
+        try:
+            self._main(self.segment)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        try:
+            self._run_exit_handlers()
+            util._flush_std_streams()  # type: ignore[attr-defined]
+        finally:
+            others = set(threading.enumerate()) - {threading.current_thread()}
+            if code or not all(thread.daemon for thread in others):
+                os._exit(code)
+
+    _run_exit_handlers = staticmethod(atexit._run_exitfuncs)
 
     def come_up(self) -> None:
         """First thing in the worker."""
@@ -345,6 +368,7 @@ class SpawnedWorker(WorkerProcess, context.SpawnProcess):
 
 class ServedWorker(SpawnedWorker, context.ForkServerProcess):
     _start_method = "forkserver"
+    _run_exit_handlers = staticmethod(util._exit_function)  # type: ignore[attr-defined]  # atexit has the server's own
     _after_fork = staticmethod(process.BaseProcess._after_fork)  # type: ignore[attr-defined]
 
     @staticmethod

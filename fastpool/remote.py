@@ -10,11 +10,11 @@ from fastpool.serializer import Serializer
 
 def revive(worker_id: int, task: int | None, payload: Any, serializer: Serializer) -> BaseException:
     """The exception that :meth:`fastpool.worker.Host.describe` described, caused by a :class:`RemoteError`."""
-    blob, summary, phase, arguments, text = payload
+    blob, reason, summary, phase, arguments, text = payload
     cause = RemoteError(worker_id, phase, task, arguments, text)
     error: BaseException
     if blob is None:
-        error = SerializationError("exception", task, worker_id, f"pickling it failed: {summary}")
+        error = SerializationError("exception", task, worker_id, f"pickling it failed with {reason}; it was {summary}")
     else:
         try:
             error = serializer.loads(blob)

@@ -26,12 +26,16 @@ class Serializer(NamedTuple):
         ``pickler(file, buffer_callback)``: the same as an object, with a ``dispatch_table`` of its own.
     start_pickler : callable
         The same, which writes also what travels only while a process is being started.
+    hooked_pickler : callable
+        ``hooked_pickler(file, reducer)`` writes, with ``dump(object)``, what `dumps` returns, but asks first how an
+        object is reduced: ``reducer(object)`` (NotImplemented: as ever).
     """
 
     dumps: Callable[..., bytes]
     loads: Callable[..., Any]
     pickler: MakePickler
     start_pickler: MakePickler
+    hooked_pickler: Callable[[Any, Callable[[Any], Any]], Any]
 
 
 def make_serializer(use_dill: bool) -> Serializer:
@@ -43,14 +47,14 @@ def make_serializer(use_dill: bool) -> Serializer:
         dill is not installed.
     """
     if not use_dill:
-        return Serializer(pickle.dumps, pickle.loads, _make_pickler, _make_start_pickler)
+        return Serializer(pickle.dumps, pickle.loads, _make_pickler, _make_start_pickler, _make_hooked_pickler)
     try:
         import dill
     except ImportError as error:
         raise ImportError("use_dill=True needs dill, which is not installed: pip install fastpool[dill]") from error
     # recurse: what a function of the main program refers to goes along, since workers need not have that program
     dumps = partial(dill.dumps, recurse=True)
-    return Serializer(dumps, dill.loads, _make_dill_pickler, _make_dill_start_pickler)
+    return Serializer(dumps, dill.loads, _make_dill_pickler, _make_dill_start_pickler, _make_hooked_dill_pickler)
 
 
 def _make_pickler(file: Any, buffer_callback: Callable[[pickle.PickleBuffer], object]) -> Any:
@@ -82,4 +86,22 @@ def _make_dill_pickler(file: Any, buffer_callback: Callable[[pickle.PickleBuffer
 def _make_dill_start_pickler(file: Any, buffer_callback: Callable[[pickle.PickleBuffer], object]) -> Any:
     pickler = _make_dill_pickler(file, buffer_callback)
     pickler.dispatch_table = ChainMap({}, ForkingPickler(file).dispatch_table)
+    return pickler
+
+
+class _HookedPickler(pickle.Pickler):
+    def __init__(self, file: Any, reducer: Callable[[Any], Any]) -> None:
+        super().__init__(file, 5)
+        self.reducer_override = reducer  # type: ignore[method-assign]
+
+
+def _make_hooked_pickler(file: Any, reducer: Callable[[Any], Any]) -> Any:
+    return _HookedPickler(file, reducer)
+
+
+def _make_hooked_dill_pickler(file: Any, reducer: Callable[[Any], Any]) -> Any:
+    import dill
+
+    pickler = dill.Pickler(file, 5, recurse=True)
+    pickler.reducer_override = reducer
     return pickler

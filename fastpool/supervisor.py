@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import operator
 import os
 import signal
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -17,7 +19,7 @@ from fastpool._native import Segment
 from fastpool.arrays import public_spaces, shared_memory
 from fastpool.definition import Definition, same_defaults
 from fastpool.errors import SerializationError, WorkerDiedError
-from fastpool.functions import Functions
+from fastpool.functions import Function, Functions, name_of
 from fastpool.machine import cpu_count
 from fastpool.options import PoolOptions
 from fastpool.process import WORKERS, WorkerProcess, bury_unknown
@@ -43,7 +45,9 @@ class Supervisor:
         self.serializer = make_serializer(options.use_dill)
         self.owner_pid = os.getpid()
         self.exit_results: list[Any] = []
+        self._starts_afresh = True  # the next worker to be started is the first
         self.running = False  # a map is
+        self._enders: set[object] = set()  # see :meth:`ended_by_another_thread`
         self._segment: Segment | None = None
         self._collector: Collector | None = None
         self._workers: dict[int, WorkerProcess] = {}
@@ -53,6 +57,8 @@ class Supervisor:
         self._functions: Functions | None = None
         self._definitions: list[Definition] = []  # of the functions
         self._known: dict[str, Any] = {}  # functions that living workers have, by name
+        self._init: Function | None = None  # the last that was given since the workers were started
+        self._exit: Function | None = None  # of the last map
         self._version = 0
         self._blob: bytes | None = None
         self._shared: spawning.Packed | None = None  # for workers that are no forks
@@ -71,6 +77,7 @@ class Supervisor:
             results = body()
             if not self.options.keep_alive:
                 self._see_out()
+            self._take_exit_results()
             return results
         except BaseException:
             self.terminate()
@@ -80,6 +87,7 @@ class Supervisor:
 
     def _prepare(self, new: Functions) -> None:
         self._check_owner()
+        self._check_ended()
         if self._segment is None:
             shared_memory()  # mapped in workers too, whenever an array is made in it
             n_jobs = self.options.n_jobs
@@ -87,7 +95,7 @@ class Supervisor:
             self._collector = Collector(self._segment, self.serializer.loads)
         self.bury(self._ended_meanwhile())
         if not self._workers:
-            self.exit_results = []
+            self._starts_afresh = True
             self._pack_shared_objects()
         self._learn(new)
 
@@ -144,6 +152,21 @@ class Supervisor:
         """Do the functions have the defaults that workers know with these names?"""
         return all(same_defaults(self._known.get(functions.name_of(function), function), function) for function in new)
 
+    def warn_of_changes(self, new: Functions, stacklevel: int) -> None:
+        """Live workers do not run another init, and run another exit than the map before said."""
+        was, self._exit = self._exit, new.exit
+        if not self._workers:
+            self._init = new.init
+            return
+        if new.init is not None and new.init != self._init:
+            message = f"worker_init {name_of(new.init)} does not run in workers that live already (keep_alive)"
+            warnings.warn(message, RuntimeWarning, stacklevel + 1)
+            self._init = new.init
+        if was is not None and new.exit != was:
+            given = "no worker_exit" if new.exit is None else f"worker_exit {name_of(new.exit)}"
+            message = f"{given} runs in workers that live already (keep_alive), instead of {name_of(was)}"
+            warnings.warn(message, RuntimeWarning, stacklevel + 1)
+
     def _check_owner(self) -> None:
         if os.getpid() != self.owner_pid:
             raise RuntimeError(
@@ -199,10 +222,14 @@ class Supervisor:
     def start_worker(self, worker_id: int) -> None:
         """Start a worker in a free lane."""
         main, descriptors = self._inheritance(worker_id) if self.forks else self._outfit(worker_id)
+        if self._starts_afresh:
+            self._starts_afresh = False
+            self.exit_results = []
         kind = WORKERS[self.options.start_method]
         process = kind(self.segment, worker_id, main, self.options.daemon, descriptors)
         process.start()
         self._workers[worker_id] = process
+        self._check_ended()
 
     def _inheritance(self, worker_id: int) -> tuple[Callable[[Segment], None], list[int]]:
         """What a fork runs, and descriptors to give it."""
@@ -235,9 +262,10 @@ class Supervisor:
         for worker_id in self.segment.exited():
             self.collector.drain(worker_id)
             self._raise_failure()
-            process = self._workers.pop(worker_id)
-            process.popen.detach()
+            process = self._workers[worker_id]
             self._leaving.append(process)
+            process.popen.detach()
+            del self._workers[worker_id]
             self._empty_lane(worker_id)
         self._leaving = [process for process in self._leaving if not process.reap(block=False)]
 
@@ -254,6 +282,7 @@ class Supervisor:
             One of them had not been asked to end.
         """
         for worker_id in ended:
+            self._check_ended()
             process = self._workers[worker_id]
             process.reap(block=True)
             self.collector.drain(worker_id)
@@ -296,6 +325,7 @@ class Supervisor:
         all_gathered = self.collector.collect()
         self._raise_failure()
         self.hand_over_lanes()
+        self._check_ended()
         if time.monotonic() >= self._next_look:  # busy: a death must not wait for a pause
             self._next_look = time.monotonic() + LOOK_SECONDS
             self.bury(self.segment.look_at_handles())
@@ -314,28 +344,58 @@ class Supervisor:
             if self.gather() and self._workers:
                 self.sleep(1)
         for process in self._leaving:
+            self._check_ended()
             process.reap(block=True)
         self._leaving.clear()
+
+    def _take_exit_results(self) -> None:
         self.exit_results.extend(self.collector.exits)
         self.collector.exits.clear()
 
     def stop(self) -> None:
-        """Let idle workers run their exit functions and end."""
+        """Let idle workers run their exit functions and end, and give shared memory back."""
         if self._segment is None or os.getpid() != self.owner_pid:
             return
         try:
             for worker_id in list(self._workers):
                 self.segment.command_stop(worker_id)
             self._see_out()
-        except BaseException:
+        finally:
             self.terminate()
-            raise
+
+    @contextlib.contextmanager
+    def ended_by_another_thread(self) -> Iterator[None]:
+        """While this is entered, the thread that uses the pool lets go of it: its call raises, and cleans up.
+
+        This thread first says so (a token in `_enders`), then kills; the other one first makes a process known (its pid
+        in the segment, or the process in `_leaving`), then looks for tokens, then sleeps or waits. So either the kill
+        reaches the process, whose end ends the sleep or the wait, or the look finds the token. Nothing else is touched
+        here: what belongs to the pool stays the other thread's.
+        """
+        token = object()
+        self._enders.add(token)
+        try:
+            self.kill()
+            yield
+        finally:
+            self._enders.discard(token)
+
+    def _check_ended(self) -> None:
+        if self._enders:
+            raise RuntimeError("the pool was terminated by another thread")
+
+    def abandon(self) -> None:
+        """The process ends while a thread still uses the pool: no worker must stay, or come."""
+        self._enders.add(self)
+        self.kill()
 
     def kill(self) -> None:
-        """Kill all workers, nothing else: for the end of the process, while another thread still runs a map."""
+        """Kill all workers, nothing else. Any thread may do that at any time."""
         if self._segment is not None and os.getpid() == self.owner_pid:
             for worker_id in range(self._segment.lanes):
                 self._segment.kill(worker_id, signal.SIGKILL)
+            for process in list(self._leaving):
+                process.popen.kill()
 
     def terminate(self) -> None:
         """Kill all workers, wait for them, give shared memory back. Safe to call in any state, and twice."""
@@ -344,6 +404,7 @@ class Supervisor:
         if segment is None or os.getpid() != self.owner_pid:
             return
         if self._collector is not None:
+            self._take_exit_results()
             self._collector.abandon()
         self._collector = None
         processes = [*self._workers.values(), *self._leaving]

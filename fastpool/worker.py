@@ -9,7 +9,7 @@ import sys
 import traceback
 from typing import Any, NamedTuple
 
-from fastpool import functions
+from fastpool import functions, raised
 from fastpool._native import Place, Segment
 from fastpool._worker import Loop
 from fastpool.arrays import attach_spaces
@@ -89,7 +89,7 @@ class Host:
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
-            except (AttributeError, ValueError, OSError):  # no stream, closed by a task, or nobody reads it
+            except BaseException:  # no stream, closed by a task, nobody reads it, or whatever a task has put there
                 continue
 
     def end_fork(self, error: BaseException) -> None:
@@ -101,15 +101,21 @@ class Host:
     def describe(self, error: BaseException, what: str, task: int | None, element: Any) -> bytes:
         """The pickled description of an exception: see :func:`fastpool.remote.revive`."""
         text = "".join(traceback.format_exception(type(error), error, own_part(error)))
-        if what not in ("task", "worker_init", "worker_exit") and not isinstance(error, FastpoolError):
+        if what not in ("task", "worker_init", "worker_exit", "worker") and not isinstance(error, FastpoolError):
             detail = f"{type(error).__qualname__}: {error}"
             cause = error
             error = SerializationError(what, task, self.worker_id, detail)
             error.__cause__ = cause
-        phase = what if what in ("worker_init", "worker_exit") else "task"
+        phase = what if what in ("worker_init", "worker_exit", "worker") else "task"
         arguments = "" if what == "argument" or phase != "task" or task is None else shorten(element)
         summary = f"{type(error).__qualname__}: {shorten_str(error)}"
-        return pickle.dumps((dump_exception(error, self.serializer), summary, phase, arguments, text), 5)
+        blob: bytes | None = None
+        reason = ""
+        try:
+            blob = raised.dumps(error, self.serializer)
+        except BaseException as broken:
+            reason = f"{type(broken).__qualname__}: {shorten_str(broken)}"
+        return pickle.dumps((blob, reason, summary, phase, arguments, text), 5)
 
 
 class Outfit(NamedTuple):
@@ -184,40 +190,6 @@ def own_part(error: BaseException) -> Any:
     while frames is not None and frames.tb_frame.f_code.co_filename.endswith(("_worker.pyx", "fastpool/worker.py")):
         frames = frames.tb_next
     return frames
-
-
-def dump_exception(error: BaseException, serializer: Serializer) -> bytes | None:
-    """Pickle an exception so that it comes back with its type, arguments and attributes; None if that cannot be.
-
-    Many exception classes pickle but do not unpickle, because ``BaseException`` calls the class with ``args``, which
-    need not fit the class's constructor. Those are rebuilt without calling the constructor.
-    """
-    for form in (error, _Rebuilt(error)):
-        try:
-            blob = serializer.dumps(form, 5)
-            if type(serializer.loads(blob)) is type(error):
-                return blob
-        except BaseException:  # a reducer may raise anything: the next form, or None, says so
-            continue
-    return None
-
-
-class _Rebuilt:
-    """Pickles as a call of :func:`rebuild`."""
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return rebuild, (type(self.error), self.error.args, dict(self.error.__dict__))
-
-
-def rebuild(kind: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]) -> BaseException:
-    """An exception of `kind` as it was, without calling its constructor."""
-    error = kind.__new__(kind, *args)
-    error.args = args
-    error.__dict__.update(attributes)
-    return error
 
 
 def run(host: Host, segment: Segment) -> None:

@@ -5,13 +5,24 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import select
+import signal
+import sys
 import threading
+import time
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
+from leftovers import yield_until
 
 import fastpool
 from fastpool import RemoteError, SerializationError, WorkerPool
+
+needs_dill = pytest.mark.skipif(find_spec("dill") is None, reason="dill is not installed")
 
 
 class Plain(Exception):
@@ -68,15 +79,133 @@ def raise_this(make: Any) -> None:
     raise make()
 
 
-def make_state() -> Exception:
-    return WithState(7, detail="x")
+class Rewriting(Exception):
+    """Called again with its arguments, its constructor would succeed, and say something else."""
+
+    def __init__(self, code: Any) -> None:
+        super().__init__(f"code {code}")
+        self.code = code
 
 
-def test_exceptions_come_back_whatever_their_constructor(start_method: str) -> None:
-    with WorkerPool(n_jobs=1, start_method=start_method) as pool:
-        with pytest.raises(WithState) as caught:
-            pool.map(raise_this, [make_state])
-        assert (caught.value.code, caught.value.detail, caught.value.args) == (7, "x", ("code 7",))
+class RewritingTwice(Rewriting, OSError):
+    def __init__(self, path: str) -> None:
+        OSError.__init__(self, 2, "nothing there", path)
+        self.path = path
+        self.code = 3
+
+
+class New(Exception):
+    def __new__(cls, a: int, b: int) -> New:
+        return super().__new__(cls, a)
+
+    def __init__(self, a: int, b: int) -> None:
+        self.b = b
+
+
+class Slotted(Exception):
+    __slots__ = ("__private", "q", "unset")
+
+    def __init__(self, q: int) -> None:
+        super().__init__("slots")
+        self.q = self.__private = q
+
+
+class Holding(Exception):
+    """Has another exception, which has it."""
+
+    def __init__(self) -> None:
+        super().__init__("holding")
+        self.inner = Rewriting(7)
+        self.inner.outer = self  # type: ignore[attr-defined]
+
+
+class NamedImport(ImportError):
+    def __init__(self, module: str) -> None:
+        super().__init__(f"no {module}", name=module, path="/there")
+
+
+class OwnWay(Exception):
+    """Says itself how it is pickled."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"code {code}")
+        self.code = code
+        self.calls = 1
+
+    def __reduce__(self) -> Any:
+        return OwnWay, (self.code,)
+
+
+class BrokenReduce(Exception):
+    def __reduce__(self) -> Any:
+        raise KeyboardInterrupt("reduce")
+
+
+def noted() -> Exception:
+    error = Rewriting(5)
+    error.__notes__ = ["a note"]  # type: ignore[attr-defined]  # as add_note does, since 3.11
+    return error
+
+
+EXCEPTIONS = [
+    partial(WithState, 7, detail="x"),
+    partial(Rewriting, 5),
+    partial(RewritingTwice, "/x"),
+    partial(New, 1, 2),
+    partial(Slotted, 4),
+    Holding,
+    partial(NamedImport, "module"),
+    partial(OwnWay, 3),
+    partial(BrokenReduce, 1, 2),
+    noted,
+]
+
+
+@pytest.mark.parametrize("make", EXCEPTIONS)
+@pytest.mark.parametrize("use_dill", [False, pytest.param(True, marks=needs_dill)])
+def test_exceptions_come_back_as_they_were(make: Any, use_dill: bool, start_method: str) -> None:
+    with WorkerPool(n_jobs=1, start_method=start_method, use_dill=use_dill) as pool:
+        with pytest.raises(BaseException) as caught:
+            pool.map(raise_this, [make])
+        assert look(caught.value) == look(make())
+        assert isinstance(caught.value.__cause__, RemoteError)
+
+
+def look(error: BaseException) -> Any:
+    """Everything to be seen of an exception."""
+    fields = ("q", "_Slotted__private", "unset", "errno", "filename", "name", "path", "code")
+    attributes = {name: value for name, value in vars(error).items() if not isinstance(value, BaseException)}
+    inner = getattr(error, "inner", None)
+    return (type(error), error.args, str(error), attributes, [getattr(error, name, "unset") for name in fields]) + (
+        (look(inner), inner.outer is error) if inner is not None else ()
+    )
+
+
+def make_group() -> Any:
+    return ExceptionGroup("several", [Rewriting(3), ExceptionGroup("more", [Slotted(4), ValueError(5)])])  # noqa: F821
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="no groups before")
+@pytest.mark.parametrize("use_dill", [False, pytest.param(True, marks=needs_dill)])
+def test_exceptions_in_a_group_come_back_as_they_were(use_dill: bool) -> None:
+    with WorkerPool(n_jobs=1, use_dill=use_dill) as pool, pytest.raises(ExceptionGroup) as caught:  # noqa: F821
+        pool.map(raise_this, [make_group])
+    first, more = caught.value.exceptions
+    assert (caught.value.message, more.message) == ("several", "more")
+    assert [look(e) for e in (first, *more.exceptions)] == [look(e) for e in (Rewriting(3), Slotted(4), ValueError(5))]
+
+
+class Unsendable(Exception):
+    def __init__(self) -> None:
+        super().__init__("has a lock")
+        self.lock = threading.Lock()
+
+
+def test_why_an_exception_cannot_be_sent() -> None:
+    reason = r"TypeError: cannot pickle '_thread.lock' object; it was Unsendable: has a lock"
+    with WorkerPool(n_jobs=1) as pool, pytest.raises(SerializationError, match=reason) as caught:
+        pool.map(raise_this, [Unsendable])
+    assert caught.value.what == "exception"
 
 
 @pytest.mark.parametrize(
@@ -311,6 +440,73 @@ def test_huge_numbers_are_as_good_as_no_limit() -> None:
         assert pool.map(abs, range(5), chunk_size=1e300, max_tasks_active=2**70) == list(range(5))
 
 
+class Index:
+    """A number only by ``__index__``."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __index__(self) -> int:
+        return self.n
+
+
+HUGE = 10**400
+
+
+def test_numbers_beyond_any_float() -> None:
+    with WorkerPool(n_jobs=2, memory_limit=HUGE) as pool:
+        for given in (range(5), list(range(5)), iter(range(5))):
+            limits = {"chunk_size": HUGE, "max_tasks_active": HUGE, "iterable_len": HUGE, "worker_lifespan": HUGE}
+            assert pool.map(abs, given, **limits) == list(range(5))  # type: ignore[arg-type]
+        assert pool.map(abs, range(HUGE), iterable_len=3, n_splits=2) == [0, 1, 2]
+        assert pool.map(abs, range(HUGE), iterable_len=3, n_splits=HUGE) == [0, 1, 2]
+        rows = pool.map(numpy.negative, numpy.arange(4), chunk_size=HUGE, iterable_len=HUGE)
+        assert rows.tolist() == [0, -1, -2, -3]
+        assert pool.map(numpy.negative, numpy.arange(4), n_splits=HUGE).tolist() == [0, -1, -2, -3]
+
+
+def test_numbers_by_index_alone() -> None:
+    two: Any = Index(2)
+    with WorkerPool(n_jobs=two, memory_limit=Index(1 << 24)) as pool:  # type: ignore[arg-type]
+        for given in (range(5), list(range(5)), numpy.arange(5)):
+            got = pool.map(
+                numpy.abs, given, iterable_len=two, max_tasks_active=two, chunk_size=two, worker_lifespan=two
+            )
+            assert list(got) == [0, 1]
+            assert list(pool.map(numpy.abs, given, n_splits=two)) == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="n_jobs must be at least 1, not 0"):
+        WorkerPool(n_jobs=Index(0))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="chunk_size must be at least 1"), WorkerPool(n_jobs=1) as pool:
+        pool.map(abs, [1], chunk_size=Index(0))  # type: ignore[arg-type]
+
+
+class Sizeless:
+    """Has a length, in its class, and cannot say it."""
+
+    def __init__(self, error: type[Exception] | None) -> None:
+        self.error = error
+
+    def __len__(self) -> int:
+        if self.error is not None:
+            raise self.error("no length")
+        return 2**70
+
+    def __iter__(self) -> Any:
+        return iter(range(10))
+
+
+def test_input_whose_length_cannot_be_said() -> None:
+    with WorkerPool(n_jobs=2) as pool:
+        for error in (TypeError, None):
+            assert pool.map(abs, Sizeless(error)) == list(range(10))
+            assert pool.map(abs, Sizeless(error), iterable_len=4) == [0, 1, 2, 3]
+            assert pool.map(abs, Sizeless(error), iterable_len=4, n_splits=2) == [0, 1, 2, 3]
+            with pytest.raises(ValueError, match="n_splits needs a known number"):
+                pool.map(abs, Sizeless(error), n_splits=2)
+        with pytest.raises(KeyError):
+            pool.map(abs, Sizeless(KeyError))
+
+
 class Callable_:
     def __init__(self) -> None:
         self.k = 0
@@ -342,8 +538,11 @@ BAD_MAPS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"chunk_size": math.nan}, ValueError, "chunk_size"),
     ({"chunk_size": math.inf}, ValueError, "chunk_size"),
     ({"chunk_size": "big"}, TypeError, "chunk_size must be an int, a float"),
+    ({"chunk_size": -(10**5000)}, ValueError, "chunk_size"),
     ({"n_splits": 0}, ValueError, "n_splits"),
     ({"n_splits": 2.0}, TypeError, "n_splits"),
+    ({"n_splits": 2, "iterable_of_args": range(10**400)}, ValueError, "iterable_of_args has more elements"),
+    ({"iterable_of_args": range(10**30)}, ValueError, "iterable_of_args has more elements"),
     ({"n_splits": 2, "iterable_of_args": iter([1])}, ValueError, "n_splits needs a known number"),
     ({"worker_lifespan": 0}, ValueError, "worker_lifespan"),
     ({"worker_lifespan": 1.0}, TypeError, "worker_lifespan"),
@@ -367,6 +566,9 @@ BAD_POOLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"n_jobs": 2.0}, TypeError, "n_jobs must be an int"),
     ({"n_jobs": "2"}, TypeError, "n_jobs"),
     ({"n_jobs": True}, TypeError, "n_jobs"),
+    ({"n_jobs": 65_536}, ValueError, r"n_jobs must be at most \d+, not 65536"),
+    ({"n_jobs": 10**400}, ValueError, r"n_jobs must be at most \d+, not a number of 1329 bits"),
+    ({"n_jobs": -(10**5000)}, ValueError, "n_jobs must be at least 1"),
     ({"daemon": 1}, TypeError, "daemon must be a bool"),
     ({"pass_worker_id": "yes"}, TypeError, "pass_worker_id"),
     ({"use_worker_state": None}, TypeError, "use_worker_state"),
@@ -401,3 +603,128 @@ def test_every_error_pickles_and_says_something() -> None:
         assert vars(copy) == vars(error)
         assert str(copy) == str(error)
         assert len(str(error)) > 20
+
+
+class TooLong(Exception):
+    pass
+
+
+def too_long(*_: Any) -> None:
+    raise TooLong("alarm", 50)
+
+
+def idle_alarm(x: int) -> int:
+    """Leaves a handler behind that raises while the worker has nothing to do."""
+    signal.signal(signal.SIGALRM, too_long)
+    return os.getpid()
+
+
+def ask_to_exit(*_: Any) -> None:
+    raise SystemExit(5)
+
+
+def idle_exit(x: int) -> int:
+    signal.signal(signal.SIGALRM, ask_to_exit)
+    return os.getpid()
+
+
+def wait_until_asleep(pid: int) -> None:
+    """A signal that comes just before the sleep is heard after it (docs/architecture.md, plan)."""
+    stat = Path(f"/proc/{pid}/stat")
+    yield_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "S", time.monotonic() + 60)
+
+
+def interrupt_to_the_end(pid: int) -> None:
+    """Send SIGALRM, and wait until that has ended the process."""
+    handle = os.pidfd_open(pid)  # before the signal: a fork server reaps at once
+    os.kill(pid, signal.SIGALRM)
+    assert select.select([handle], [], [], 60)[0]
+    os.close(handle)
+
+
+@pytest.mark.parametrize("stop", [False, True])
+@pytest.mark.parametrize(
+    ("task", "kind", "args"), [(idle_alarm, TooLong, ("alarm", 50)), (idle_exit, SystemExit, (5,))]
+)
+def test_a_signal_handler_that_raises_in_an_idle_worker(
+    stop: bool, task: Any, kind: type[BaseException], args: Any, start_method: str
+) -> None:
+    with WorkerPool(n_jobs=1, keep_alive=True, start_method=start_method) as pool:
+        [pid] = pool.map(task, [1], worker_exit=fail_now)
+        wait_until_asleep(pid)
+        interrupt_to_the_end(pid)
+        with pytest.raises(kind) as caught:
+            pool.stop_and_join() if stop else pool.map(task, [1], worker_exit=fail_now)
+        assert caught.value.args == args
+        cause = caught.value.__cause__
+        assert isinstance(cause, RemoteError)
+        assert (cause.phase, cause.task) == ("worker", None)
+        assert "by a signal handler between tasks in worker 0" in str(cause)
+        assert "raise" in cause.traceback
+        assert pool.map(abs, [-1]) == [1]
+
+
+def many_alarms(x: int) -> int:
+    if x == 0:
+        signal.signal(signal.SIGALRM, too_long)
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    return x
+
+
+@pytest.mark.parametrize("keep_alive", [False, True])
+def test_a_signal_handler_that_raises_at_any_moment(keep_alive: bool) -> None:
+    with WorkerPool(n_jobs=1, keep_alive=keep_alive) as pool:
+        for _ in range(20):
+            with pytest.raises(TooLong) as caught:
+                pool.map(many_alarms, range(5_000_000), chunk_size=100)
+            assert caught.value.args == ("alarm", 50)
+            assert isinstance(caught.value.__cause__, RemoteError)
+
+
+class Unflushable:
+    def write(self, text: str) -> None:
+        pass
+
+    def flush(self) -> None:
+        raise KeyboardInterrupt("flush")
+
+
+def spoil_output(x: int) -> int:
+    sys.stdout = Unflushable()  # type: ignore[assignment]
+    return x
+
+
+def test_an_output_that_cannot_be_flushed_stops_nothing() -> None:
+    with WorkerPool(n_jobs=2, keep_alive=True) as pool:
+        for _ in range(3):
+            assert pool.map(spoil_output, range(10), worker_exit=os.getpid) == list(range(10))
+        pool.stop_and_join()
+        assert 1 <= len(pool.get_exit_results()) <= 2
+
+
+class Alarming:
+    """Its flush is interrupted by a signal, and fails."""
+
+    def write(self, text: str) -> None:
+        pass
+
+    def flush(self) -> None:
+        if not hasattr(self, "alarmed"):
+            self.alarmed = True
+            os.kill(os.getpid(), signal.SIGALRM)
+            raise OSError("flush")
+
+
+def alarm_in_flush(x: int) -> int:
+    signal.signal(signal.SIGALRM, too_long)
+    sys.stdout = Alarming()  # type: ignore[assignment]
+    return x
+
+
+@pytest.mark.parametrize("keep_alive", [False, True])
+def test_a_signal_handler_that_raises_while_output_is_flushed(keep_alive: bool) -> None:
+    with WorkerPool(n_jobs=1, keep_alive=keep_alive) as pool, pytest.raises(TooLong) as caught:
+        pool.map(alarm_in_flush, [1])
+        pool.stop_and_join()
+    assert isinstance(caught.value.__cause__, RemoteError)
+    assert caught.value.__cause__.phase == "worker"

@@ -8,9 +8,12 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 from typing import Any
 
+import numpy
 import pytest
+from leftovers import leftovers, snapshot
 
 from fastpool import WorkerPool
 
@@ -130,7 +133,8 @@ def test_the_last_map_decides_the_exit_function() -> None:
 
     with WorkerPool(n_jobs=1, keep_alive=True) as pool:
         pool.map(abs, range(3), worker_exit=first_exit)
-        pool.map(abs, range(3), worker_exit=exit_second)
+        with pytest.warns(RuntimeWarning, match="exit_second"):
+            pool.map(abs, range(3), worker_exit=exit_second)
         pool.stop_and_join()
         assert pool.get_exit_results() == ["second"]
 
@@ -425,3 +429,79 @@ print("all came")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
     assert done.stdout == "all came\n"
     assert done.stderr == ""
+
+
+def test_a_map_that_starts_no_worker_keeps_the_exit_results() -> None:
+    with WorkerPool(n_jobs=2, use_worker_state=True) as pool:
+        pool.map(square_even, range(100), worker_init=init_even, worker_exit=exit_even)
+        assert pool.map(square_even, []) == []
+        assert sum(pool.get_exit_results()) == 50
+
+
+def fail_with_state(state: dict[str, Any], x: int) -> None:
+    raise ValueError
+
+
+def test_exit_results_of_replaced_workers_are_there_after_the_map() -> None:
+    with WorkerPool(n_jobs=1, use_worker_state=True, keep_alive=True) as pool:
+        pool.map(count, range(22), worker_lifespan=5, worker_init=init_count, worker_exit=exit_count)
+        assert pool.get_exit_results() == [5] * 4  # the fifth worker is still there
+        with pytest.raises(ValueError):
+            pool.map(fail_with_state, [1], worker_exit=exit_count)
+        assert pool.get_exit_results() == [5] * 4
+        pool.terminate()
+        pool.map(count, range(3), worker_init=init_count)
+        assert pool.get_exit_results() == []
+
+
+def big(x: int) -> numpy.ndarray[Any, Any]:
+    return numpy.full(1 << 18, float(x))
+
+
+@pytest.mark.parametrize("keep_alive", [False, True])
+def test_stop_and_join_gives_everything_back_but_arrays_in_use(keep_alive: bool, start_method: str) -> None:
+    with WorkerPool(n_jobs=2, start_method=start_method) as pool:
+        pool.map(abs, [1])  # what stays for the life of the process: helpers of the start method
+    before = snapshot()
+    pool = WorkerPool(n_jobs=2, keep_alive=keep_alive, start_method=start_method)
+    assert pool.map(abs, range(-3, 0)) == [3, 2, 1]
+    pool.stop_and_join()
+    assert leftovers(before, snapshot()) == []
+    arrays = pool.map(big, [1, 2, 3])
+    pool.stop_and_join()
+    assert [(array == x).all() for array, x in zip(arrays, [1, 2, 3], strict=True)] == [True] * 3
+    del arrays
+    assert leftovers(before, snapshot()) == []
+    assert pool.map(abs, range(-3, 0)) == [3, 2, 1]
+    pool.stop_and_join()
+
+
+def init_other(state: dict[str, Any]) -> None:
+    raise AssertionError("live workers do not run another init")
+
+
+def test_another_init_or_exit_for_live_workers_is_warned_of() -> None:
+    with WorkerPool(n_jobs=1, use_worker_state=True, keep_alive=True) as pool:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            pool.map(count, range(3), worker_init=init_count)
+            pool.map(count, range(3), worker_exit=exit_even)  # the first
+            pool.map(count, range(3), worker_init=init_count, worker_exit=exit_even)
+        with pytest.warns(RuntimeWarning, match="worker_init.*does not run") as warned:
+            pool.map(count, range(3), worker_init=init_other, worker_exit=exit_even)
+        assert warned[0].filename == __file__
+        with pytest.warns(RuntimeWarning, match=r"worker_exit.*instead of .*exit_even"):
+            pool.map(count, range(3), worker_exit=exit_count)
+        with pytest.warns(RuntimeWarning, match=r"no worker_exit.*instead of .*exit_count"):
+            pool.map(count, range(3))
+        with pytest.warns(RuntimeWarning, match="worker_init"):
+            pool.map(count, range(3), worker_init=init_even, worker_exit=exit_count)
+        pool.stop_and_join()
+        assert pool.get_exit_results() == [7 * 3]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            pool.map(count, range(3), worker_init=init_count, worker_exit=exit_count)  # fresh workers
+    with WorkerPool(n_jobs=1, use_worker_state=True) as pool, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pool.map(count, range(3), worker_init=init_count)
+        pool.map(count, range(3), worker_init=init_count, worker_exit=exit_count)

@@ -136,7 +136,7 @@ import resource
 from fastpool import WorkerPool
 resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))
 try:
-    with WorkerPool(n_jobs=20) as pool:
+    with WorkerPool(n_jobs=6) as pool:
         pool.map(abs, range(1000))
 except OSError as error:
     assert "descriptor" in str(error) or "open" in str(error), error

@@ -27,7 +27,7 @@ LAYERS = [
     {"job"},
     {"options"},
     {"arrays"},
-    {"functions", "spawning"},
+    {"functions", "spawning", "raised"},
     {"_worker", "_collect"},
     {"_feed", "_lane"},
     {"_codec", "_plan"},

@@ -25,9 +25,10 @@ command -v "$python" >/dev/null 2>&1 ||
 # The compiler that setuptools will call, and where this Python keeps its headers.
 compiler=$("$python" -c '
 import os, sysconfig
-print(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")')
+print((os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").strip())')
 headers=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
 
+[ -n "$compiler" ] || lacking "CC names no C compiler: it is set to blanks; unset it, or name one with CC=..."
 echo 'int main(void) { return 0; }' >"$scratch/empty.c"
 # unquoted: CC may hold options
 $compiler -o "$scratch/empty" "$scratch/empty.c" 2>/dev/null ||
