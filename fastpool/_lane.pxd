@@ -13,11 +13,13 @@ cdef class LaneEncoder(Encoder):
     cdef uint64_t rung_for   # the last wake_at the parent was rung for
     cdef uint64_t waited_ns  # for room, since the loop last set it to 0
     cdef Plan plan           # where the result of the current task goes, or None
-    cdef set mapped          # places whose pages this worker has mapped
+    cdef set mapped          # (address, bytes) of shared memory whose pages this worker has mapped
+    cdef unsigned char *whole  # array of the job's plan, NULL: no task of it had a place
+    cdef uint64_t whole_bytes
     cdef unsigned char *giving  # data of a block that goes to the parent with its array
 
     cdef int expect(self, uint64_t task) except -1
-    cdef int map_pages(self, unsigned char *place, uint64_t size) except -1
+    cdef bint is_mapped(self, unsigned char *start, uint64_t size) except -1
     cdef void relax(self) noexcept
     cdef void settle(self, object result) noexcept
     cdef bint put_in_place(self, object array) except -1

@@ -49,19 +49,18 @@ cdef class LaneEncoder(Encoder):
         nursery.place = self.plan.data + first * self.plan.at.row_bytes
         nursery.place_taken = False
         nursery.wanted = (self.plan.starts[task + 1] - first) * self.plan.at.row_bytes
-        if nursery.wanted >= KEEP_BYTES:
-            self.map_pages(nursery.place, nursery.wanted)
+        self.whole = self.plan.data
+        self.whole_bytes = self.plan.starts[self.plan.at.n_tasks] * self.plan.at.row_bytes
+        if nursery.wanted >= KEEP_BYTES and not self.is_mapped(self.whole, self.whole_bytes) \
+                and not self.is_mapped(nursery.place, nursery.wanted):
+            memory_expect(nursery.place, nursery.wanted)
+            self.mapped.add((<size_t>nursery.place, nursery.wanted))
         return 0
 
-    cdef int map_pages(self, unsigned char *place, uint64_t size) except -1:
-        """The first time that this worker gets a place of this map's cut."""
-        cdef object known = (<size_t>place, size)
-        if known not in self.mapped:
-            if len(self.mapped) >= MOST_PLACES:
-                self.mapped.clear()
-            self.mapped.add(known)
-            memory_expect(place, size)
-        return 0
+    cdef bint is_mapped(self, unsigned char *start, uint64_t size) except -1:
+        if len(self.mapped) >= MOST_PLACES:
+            self.mapped.clear()
+        return (<size_t>start, size) in self.mapped
 
     cdef void relax(self) noexcept:
         """After it."""

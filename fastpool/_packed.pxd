@@ -27,6 +27,8 @@ cdef class Unpacker:
     cdef Segment segment
     cdef uint32_t heap     # whose large blocks the items may name
     cdef bint in_worker    # arguments: blocks are the parent's, references are allowed; else results
+    cdef unsigned char *lowest   # public memory of the job's large arguments: from here
+    cdef unsigned char *highest  # to here
     cdef bytearray spare   # private memory for the next large argument, while nobody else uses it
 
     cdef object unpack(self, const unsigned char *data, uint64_t size)

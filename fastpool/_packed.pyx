@@ -336,7 +336,11 @@ cdef class Unpacker:
         space = space_named(buffer.space)
         if space is NULL:
             raise DamagedMemoryError("an argument lies in shared memory that this worker does not have")
-        return space.base + buffer.at
+        cdef unsigned char *start = space.base + buffer.at
+        if buffer.where == FP_IN_SPACE and buffer.bytes >= KEEP_BYTES:
+            self.lowest = min(start, self.lowest) if self.lowest is not NULL else start
+            self.highest = max(start + buffer.bytes, self.highest)
+        return start
 
     cdef bytearray spare_bytes(self, uint64_t size):
         """Private memory that keeps its pages from one chunk to the next."""

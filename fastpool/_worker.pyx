@@ -12,15 +12,17 @@ from libc.stdlib cimport free, realloc
 
 from fastpool._codec cimport Decoder, put
 from fastpool._lane cimport LaneEncoder
-from fastpool._nursery cimport install, nursery
 from fastpool._native cimport (
     FP_CLAIM_CLOSED, FP_CLAIM_EXHAUSTED, FP_CLAIM_OK, FP_CLAIM_OTHER, FP_CLAIM_STARVED, FP_CMD_STOP, FP_EXITED,
     FP_EXITING, FP_IDLE, FP_INDEX_CLOSED, FP_INITIALIZING, FP_JOB_LAST, FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_PACKED,
     FP_KIND_PICKLE, FP_PHASE_EXIT, FP_PHASE_INIT, FP_PHASE_TASK, FP_RUNNING, FP_TOTAL_UNKNOWN, FP_UNIT_TASK, Segment,
     claim_drop, claim_join, claim_next, fp_align, fp_at, fp_claim_index, fp_claim_number, fp_feed_of, fp_feed_slot,
-    fp_job, fp_lane, fp_lane_of, fp_line, fp_line_news, fp_line_of, fp_record, fp_segment, fp_terms, load, move_state,
-    now_ns, peek, poke, store,
+    fp_job, fp_lane, fp_lane_of, fp_line, fp_line_news, fp_line_of, fp_record, fp_segment, fp_terms, load,
+    memory_expect, move_state, now_ns, peek, poke, store,
 )
+from fastpool._nursery cimport install, nursery
+from fastpool._packed cimport KEEP_BYTES
+
 
 from collections.abc import Iterable
 
@@ -81,6 +83,9 @@ cdef enum:  # what a worker is at when an exception comes
     ENCODING = 2
 
 cdef tuple phrases = ("argument", "task", "result")
+
+cdef enum:
+    PIECE_BYTES = 1 << 21
 
 cdef enum:
     NUMBER_MASK = (1 << 24) - 1  # what the gate shows of a job's number
@@ -325,6 +330,7 @@ cdef class Loop:
             self.segment.trim_heap(self.worker)
         self.become(FP_IDLE)
         self.out.tell_parent()
+        self.map_ahead()
         self.segment.wait_as_worker(self.worker, has_work, &self.look)
         poke(self.line.waiting_ns, peek(self.line.waiting_ns) + now_ns() - since)
         return 0
@@ -340,6 +346,29 @@ cdef class Loop:
         finally:
             pthread_sigmask(SIG_SETMASK, &before, NULL)
         return PyErr_CheckSignals()
+
+    cdef int map_ahead(self) except -1:
+        """After a map over an array, while there is nothing else to do: map the pages that others have touched, for the
+        next map over the same memory. All of them exist: every chunk was read, and every place is written."""
+        if self.out.whole is not NULL:
+            if self.decoder.lowest is not NULL:
+                self.map_range(self.decoder.lowest, self.decoder.highest - self.decoder.lowest)
+            self.map_range(self.out.whole, self.out.whole_bytes)
+        self.out.whole = self.decoder.lowest = self.decoder.highest = NULL
+        return 0
+
+    cdef int map_range(self, unsigned char *start, uint64_t size) except -1:
+        """Map a range of shared memory piece by piece; give up as soon as there is work."""
+        cdef uint64_t at = 0
+        if size < KEEP_BYTES or self.out.is_mapped(start, size):
+            return 0
+        while at < size:
+            if has_work(&self.look):
+                return 0
+            memory_expect(start + at, min(PIECE_BYTES, size - at))
+            at += PIECE_BYTES
+        self.out.mapped.add((<size_t>start, size))
+        return 0
 
     cdef bint join(self) except -1:
         """Join the job the gate shows, and learn its functions. False: this worker cannot have them; its successor
