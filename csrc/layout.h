@@ -169,11 +169,11 @@ typedef struct {
 /* Items of variable length: header, then data, padded to 8 bytes. */
 typedef struct {
   uint32_t bytes; /* of data, without padding */
-  uint32_t tag;   /* STR: bytes a character (1, 2, 4); BYTES: 0; PICKLE, ERROR: FP_KIND_PICKLE; TAGGED:
+  uint32_t tag; /* STR: bytes a character (1, 2, 4); BYTES: 0; PICKLE, PACKED, ERROR: FP_KIND_PICKLE; TAGGED:
                      FP_KIND_TAGGED */
 } fp_item;
 
-typedef struct { /* PICKLE, TAGGED, ERROR: after fp_item */
+typedef struct { /* PICKLE, TAGGED, PACKED, ERROR: after fp_item */
   uint64_t sum;  /* fp_checksum of the data */
 } fp_summed;
 
@@ -236,12 +236,10 @@ typedef struct {
   uint64_t at;        /* offset of the array's data */
   uint64_t row_bytes; /* of one row */
   uint64_t n_tasks;
-  _Atomic uint32_t
-      spoiled; /* workers: a place is in use by an object of the user's; the array is not to be handed out */
+  _Atomic uint32_t spoiled; /* workers: an object of the user's lies in a place; not to be handed out */
   uint32_t row_ndim;
-  int32_t type; /* as in fp_array */
-  uint32_t
-      dtype_bytes; /* then int64 row_dims[row_ndim], uint64 starts[n_tasks + 1], then the pickled dtype */
+  int32_t type;         /* as in fp_array */
+  uint32_t dtype_bytes; /* then int64 row_dims[row_ndim], uint64 starts[n_tasks + 1], the pickled dtype */
 } fp_plan;
 
 /* ------------------------------------------------------------------ arena */

@@ -110,7 +110,6 @@ cdef inline int put(Encoder encoder, object value) except -1:
 cdef class Decoder(Unpacker):
     """Turns items back into objects; puts items together that came in fragments."""
     cdef TagReader tags
-    cdef object loads
     cdef bytearray pieces  # of an item that has begun to come in fragments, or None
     cdef int pieces_kind   # kind of the item that the last fragment completed
 

@@ -9,15 +9,15 @@ from cpython.object cimport PyObject
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 cimport numpy as cnp
 from fastpool._codec cimport Encoder, PyLong_AsLongLongAndOverflow, PyLong_CheckExact, is_summed, takes_run
 from fastpool._native cimport (
-    FP_BORN_WITH, FP_FEED_SLOTS, FP_FROM_SPACE, FP_FULL, FP_IN_BLOCK, FP_IN_FORKED, FP_IN_OWNER, FP_IN_SPACE,
-    FP_KIND_BLOCK, FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_TAGGED, FP_LINE_BYTES, FP_NEVER, FP_PHASE_TASK, Segment,
-    Space, block_free, check, fp_at, fp_block_item, fp_buffer, fp_checksum, fp_feed_of, fp_feed_slot, fp_lane,
-    heap_alloc, memory_is_forked, now_ns, poke, public_blocks, space_of, store, writer_open,
+    FP_BORN_WITH, FP_FEED_SLOTS, FP_FROM_SPACE, FP_IN_BLOCK, FP_IN_FORKED, FP_IN_OWNER, FP_IN_SPACE, FP_KIND_BLOCK,
+    FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_TAGGED, FP_LINE_BYTES, FP_NEVER, FP_PHASE_TASK, Segment, Space, block_free,
+    check, copy_to_block, fp_block_item, fp_buffer, fp_checksum, fp_feed_of, fp_feed_slot, fp_lane, memory_is_forked,
+    now_ns, poke, public_blocks, space_of, store, writer_open,
 )
 from fastpool._packed cimport dump_with_shared_arrays, is_private
 from fastpool.errors import DamagedMemoryError, SerializationError
@@ -179,8 +179,7 @@ cdef class BufferEncoder(Encoder):
             refer(buffer, FP_BORN_WITH, NULL, data)
         elif self.steady and self.may_read:
             refer(buffer, FP_IN_FORKED if memory_is_forked(data) else FP_IN_OWNER, NULL, data)
-        elif heap_alloc(self.segment.at, self.segment.lanes, size, &offset) == 0:
-            memcpy(fp_at(self.segment.at, offset), data, size)
+        elif copy_to_block(self.segment.at, self.segment.lanes, data, size, &offset):
             buffer.where = FP_IN_BLOCK
             buffer.at = offset
             self.placed.append(offset)
@@ -354,13 +353,10 @@ cdef class Feed:
 
     cdef bint _place(self, const void *data, uint64_t size, uint64_t *offset, list blocks) except? True:
         """Copy bytes into a new block. False, with all `blocks` freed, if there is no room."""
-        cdef int code = heap_alloc(self.segment.at, self.segment.lanes, size, offset)
-        if code == FP_FULL:
+        if not copy_to_block(self.segment.at, self.segment.lanes, data, size, offset):
             self._free(blocks)
             return False
-        check(code, "the parent's large blocks")
         blocks.append(offset[0])
-        memcpy(fp_at(self.segment.at, offset[0]), data, size)
         return True
 
     cdef int _free(self, list blocks) except -1:

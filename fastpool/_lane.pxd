@@ -9,7 +9,6 @@ cdef class LaneEncoder(Encoder):
     """Encodes into the lane of a worker, in that worker."""
     cdef uint32_t worker
     cdef fp_line *line
-    cdef bint blocks         # it has allocated large blocks since the loop last set this
     cdef uint64_t rung_for   # the last wake_at the parent was rung for
     cdef uint64_t waited_ns  # for room, since the loop last set it to 0
     cdef Plan plan           # where the result of the current task goes, or None

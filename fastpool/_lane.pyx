@@ -5,10 +5,9 @@ from libc.string cimport memcpy
 
 from fastpool._codec cimport Encoder, is_summed
 from fastpool._native cimport (
-    FP_FULL, FP_IN_BLOCK, FP_KIND_BLOCK, FP_KIND_FRAGMENT, FP_KIND_PLACED, Segment, check, fp_align, fp_at,
-    fp_block_item, fp_buffer, fp_checksum, fp_fragment, fp_line_news, fp_line_of, fp_writer, heap_alloc, load,
-    memory_expect, now_ns, peek, store, writer_attach, writer_close, writer_half_full, writer_has_room, writer_largest,
-    writer_open,
+    FP_FULL, FP_IN_BLOCK, FP_KIND_BLOCK, FP_KIND_FRAGMENT, FP_KIND_PLACED, Segment, check, copy_to_block, fp_align,
+    fp_block_item, fp_buffer, fp_checksum, fp_fragment, fp_line_news, fp_line_of, fp_writer, load, memory_expect,
+    now_ns, peek, store, writer_attach, writer_close, writer_half_full, writer_has_room, writer_largest, writer_open,
 )
 from fastpool._nursery cimport is_block, nursery
 from fastpool._packed cimport KEEP_BYTES, array_bytes, array_data, is_sole
@@ -80,7 +79,6 @@ cdef class LaneEncoder(Encoder):
             return True
         if size >= KEEP_BYTES and is_sole(array) and is_block(array_data(array), size):
             self.giving = <unsigned char *>array_data(array)
-            self.blocks = True
         try:
             if not self.pack_array(array):
                 return False
@@ -112,11 +110,9 @@ cdef class LaneEncoder(Encoder):
         if data == self.giving and data is not NULL:
             offset = <uint64_t>(self.giving - <unsigned char *>self.segment.at)
             nursery.given = self.giving
-        elif size < LARGE_BYTES or heap_alloc(self.segment.at, self.worker, size, &offset) < 0:
+        elif size < LARGE_BYTES or not copy_to_block(self.segment.at, self.worker, data, size, &offset):
             return 0
-        else:
-            memcpy(fp_at(self.segment.at, offset), data, size)
-            self.blocks = True
+        nursery.blocks = True
         buffer.where = FP_IN_BLOCK
         buffer.at = offset
         return 0
@@ -164,12 +160,9 @@ cdef class LaneEncoder(Encoder):
         cdef uint64_t offset = 0
         cdef uint64_t sum = fp_checksum(data, size) if is_summed(tag) else 0
         cdef fp_block_item *item
-        cdef int code = heap_alloc(self.segment.at, self.worker, size, &offset)
-        if code == FP_FULL:
+        if not copy_to_block(self.segment.at, self.worker, data, size, &offset):
             return self.put_fragments(kind, tag, <const unsigned char *>data, size, sum)
-        check(code, f"large blocks of worker {self.worker}")
-        memcpy(fp_at(self.segment.at, offset), data, size)
-        self.blocks = True
+        nursery.blocks = True
         item = <fp_block_item *>self.room(FP_KIND_BLOCK, sizeof(fp_block_item))
         item.offset = offset
         item.bytes = size

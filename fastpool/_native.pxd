@@ -214,6 +214,21 @@ cdef extern from "layout.h" nogil:
     uint64_t fp_align(uint64_t bytes, uint64_t to)
 
 
+cdef extern from "signal.h" nogil:
+    ctypedef struct sigset_t:
+        pass
+    enum:
+        SIG_SETMASK
+        SIG_BLOCK
+        SIGINT
+        SIGKILL
+    int sigemptyset(sigset_t *set)
+    int sigfillset(sigset_t *set)
+    int sigaddset(sigset_t *set, int signum)
+    int sigdelset(sigset_t *set, int signum)
+    int pthread_sigmask(int how, const sigset_t *set, sigset_t *old)
+
+
 cdef extern from "checksum.h" nogil:
     uint64_t fp_checksum(const void *data, uint64_t bytes)
 
@@ -329,7 +344,7 @@ cdef class Arena:
 
     cdef SharedBlock hold(self, uint64_t offset, uint64_t bytes)
     cdef void drop(self, uint64_t offset) noexcept
-    cdef int sweep(self, uint32_t owner) except -1
+    cdef uint64_t *held_offsets(self) except NULL
     cdef int map_from(self, tuple place, int fd) except -1
     cdef void unmap(self) noexcept
 
@@ -349,7 +364,7 @@ cdef struct Space:  # a mapping that workers forked from this process have at th
 
 cdef int public_blocks() noexcept nogil
 cdef const Space *space_of(const void *address, uint64_t bytes) noexcept nogil
-cdef const Space *space_named(uint64_t ident) noexcept nogil
+cdef const Space *demand_space(uint64_t ident) except NULL
 
 
 cdef class Detached:
@@ -411,5 +426,7 @@ cdef void memory_expect(void *address, uint64_t bytes) noexcept nogil
 cdef int heap_adopt(fp_segment *segment, uint32_t owner) noexcept nogil
 cdef int heap_alloc(fp_segment *segment, uint32_t owner, uint64_t bytes, uint64_t *offset) noexcept nogil
 cdef int heap_sweep(fp_segment *segment, uint32_t owner, const uint64_t *held, uint64_t n) noexcept nogil
+cdef bint copy_to_block(fp_segment *segment, uint32_t owner, const void *data, uint64_t size,
+                        uint64_t *offset) except -1
 cdef int block_check(const fp_segment *segment, uint32_t owner, uint64_t offset, uint64_t bytes) noexcept nogil
 cdef int block_free(fp_segment *segment, uint64_t offset) noexcept nogil

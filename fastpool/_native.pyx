@@ -107,20 +107,6 @@ cdef extern from "Python.h":
     void PyOS_AfterFork_Parent()
     void PyOS_AfterFork_Child()
 
-cdef extern from "signal.h" nogil:
-    ctypedef struct sigset_t:
-        pass
-    enum:
-        SIG_SETMASK
-        SIG_BLOCK
-        SIGINT
-        SIGKILL
-    int sigemptyset(sigset_t *set)
-    int sigaddset(sigset_t *set, int signum)
-    int sigdelset(sigset_t *set, int signum)
-    int pthread_sigmask(int how, const sigset_t *set, sigset_t *old)
-
-
 # ---------------------------------------------------------------- the error funnel
 
 cdef int check(int code, str what) except -1:
@@ -201,6 +187,16 @@ cdef int heap_alloc(fp_segment *segment, uint32_t owner, uint64_t bytes, uint64_
 cdef int heap_sweep(fp_segment *segment, uint32_t owner, const uint64_t *held, uint64_t n) noexcept nogil:
     return fp_heap_sweep(segment, owner, held, n)
 
+cdef bint copy_to_block(fp_segment *segment, uint32_t owner, const void *data, uint64_t size,
+                        uint64_t *offset) except -1:
+    """Copy bytes into a new block of a heap. False: there is no room."""
+    cdef int code = fp_heap_alloc(segment, owner, size, offset)
+    if code == FP_FULL:
+        return False
+    check(code, f"large blocks of heap {owner}")
+    memcpy(fp_at(segment, offset[0]), data, size)
+    return True
+
 cdef int block_check(const fp_segment *segment, uint32_t owner, uint64_t offset, uint64_t bytes) noexcept nogil:
     return fp_block_check(segment, owner, offset, bytes)
 
@@ -261,12 +257,13 @@ cdef const Space *space_of(const void *address, uint64_t bytes) noexcept nogil:
             return &spaces[i] if bytes <= spaces[i].bytes - <uint64_t>(at - spaces[i].base) else NULL
     return NULL
 
-cdef const Space *space_named(uint64_t ident) noexcept nogil:
+cdef const Space *demand_space(uint64_t ident) except NULL:
+    """The space of that name."""
     cdef int i
     for i in range(n_spaces):
         if spaces[i].ident == ident:
             return &spaces[i]
-    return NULL
+    raise DamagedMemoryError("something names shared memory that this process does not have")
 
 
 Place = tuple[int, int, int, int, bool]  # see Arena.place
@@ -369,8 +366,8 @@ cdef class Arena:
         for owner in range(self.lanes + 1):
             fp_heap_trim(self.at, owner, 0)
 
-    cdef int sweep(self, uint32_t owner) except -1:
-        """Free all blocks of a heap without an owner, except those that are held."""
+    cdef uint64_t *held_offsets(self) except NULL:
+        """Where the blocks that are held lie, in order; the caller frees this."""
         cdef list held = sorted(self.held)
         cdef uint64_t *offsets = <uint64_t *>calloc(len(held) + 1, sizeof(uint64_t))
         cdef Py_ssize_t i
@@ -378,22 +375,27 @@ cdef class Arena:
             raise MemoryError("fastpool: no memory to sort blocks")
         for i in range(len(held)):
             offsets[i] = held[i]
-        try:
-            if owner > <uint32_t>self.lanes:
-                return check(fp_arena_shed(&self.arena, offsets, len(held)), "shared memory of a pool that has ended")
-            return check(fp_heap_sweep(self.at, owner, offsets, len(held)), f"large blocks of worker {owner}")
-        finally:
-            free(offsets)
+        return offsets
+
+    def sweep_heap(self, int owner) -> None:
+        """Free all blocks of a heap without an owner, except those that are held."""
+        cdef uint64_t *offsets = self.held_offsets()
+        cdef int code = fp_heap_sweep(self.at, owner, offsets, len(self.held))
+        free(offsets)
+        check(code, f"large blocks of worker {owner}")
 
     def retire(self) -> None:
         """No other process uses it any more: give back what nobody holds, and the rest when it is dropped."""
         if self.retired or self.at is NULL:
             return
         self.retired = True
-        if self.held:
-            self.sweep(self.lanes + 1)
-        else:
+        if not self.held:
             self.unmap()
+            return
+        cdef uint64_t *offsets = self.held_offsets()
+        cdef int code = fp_arena_shed(&self.arena, offsets, len(self.held))
+        free(offsets)
+        check(code, "shared memory of a pool that has ended")
 
     def heap(self, int owner) -> dict[str, int]:
         """Counts of a heap's blocks and bytes (heap number ``lanes`` is the owner's)."""
@@ -455,12 +457,8 @@ cdef class Segment(Arena):
 
     Parameters
     ----------
-    lanes : int
-        Number of workers it has room for.
-    ring_bytes : int
-        Size of each worker's ring of results, a power of two.
-    cap : int
-        Bytes that large blocks may take together.
+    lanes, ring_bytes, cap : int
+        As for :class:`Arena`.
     cores : int
         Cores this pool may use; decides who may spin.
     """
@@ -778,13 +776,10 @@ cdef class Segment(Arena):
         cdef uint64_t offset = 0
         cdef const unsigned char *data = blob
         cdef uint64_t size = <uint64_t>len(blob)
-        code = fp_heap_alloc(self.at, self.lanes, size, &offset)
-        if code == FP_FULL:
+        if not copy_to_block(self.at, self.lanes, data, size, &offset):
             raise MemoryError(
                 f"fastpool: the map's functions take {size} bytes when pickled, more than memory_limit leaves"
             )
-        check(code, "cannot place the job's functions")
-        memcpy(fp_at(self.at, offset), data, size)
         job.spec_offset = offset
         job.spec_bytes = size
         job.spec_sum = fp_checksum(data, size)
@@ -833,10 +828,6 @@ cdef class Segment(Arena):
     def adopt_heap(self, int owner) -> None:
         """Become the owner of a heap whose former owner is gone."""
         check(fp_heap_adopt(self.at, owner), f"large blocks of worker {owner}")
-
-    def sweep_heap(self, int owner) -> None:
-        """Free all blocks of a heap that has no owner."""
-        self.sweep(owner)
 
     def trim_heap(self, int owner) -> None:
         """Give pages of free blocks back, beyond what is kept warm. Only its owner calls this."""

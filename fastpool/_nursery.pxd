@@ -14,7 +14,7 @@ cdef struct Nursery:
     bint place_taken       # and has not been freed
     void *given            # memory that was given away with its array, which is about to die
     bint off               # this process is a fork of the worker
-    bint blocks            # it has allocated a block
+    bint blocks            # the worker has allocated a block, for an array or not, since the loop last set this
 
 cdef Nursery nursery  # of this worker
 

@@ -25,6 +25,7 @@ cdef class Packer:
 cdef class Unpacker:
     """Makes objects of packed items."""
     cdef Segment segment
+    cdef object loads
     cdef uint32_t heap     # whose large blocks the items may name
     cdef bint in_worker    # arguments: blocks are the parent's, references are allowed; else results
     cdef unsigned char *lowest   # public memory of the job's large arguments: from here

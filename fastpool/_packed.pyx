@@ -21,8 +21,8 @@ import numpy
 
 from fastpool._native cimport (
     FP_ARRAY_FORTRAN, FP_ARRAY_STRIDED, FP_BORN_WITH, FP_FORM_ARRAY, FP_FORM_PICKLE, FP_FROM_SPACE, FP_INLINE,
-    FP_IN_BLOCK, FP_IN_OWNER, FP_IN_SPACE, Space, block_check, block_free, check, fp_array, fp_at, fp_buffer, fp_packed,
-    peek, read_process, space_named, space_of,
+    FP_IN_BLOCK, FP_IN_OWNER, FP_IN_SPACE, Space, block_check, block_free, check, demand_space, fp_array, fp_at,
+    fp_buffer, fp_packed, peek, read_process, space_of,
 )
 from fastpool.errors import DamagedMemoryError
 
@@ -241,7 +241,7 @@ cdef class Unpacker:
             memories.append(self.memory_of(&buffers[i], inlined))
             if buffers[i].where == FP_INLINE:
                 inlined += buffers[i].bytes
-        return pickle.loads(PyMemoryView_FromMemory(<char *>meta, head.meta_bytes, PyBUF_READ), buffers=memories)
+        return self.loads(PyMemoryView_FromMemory(<char *>meta, head.meta_bytes, PyBUF_READ), buffers=memories)
 
     cdef object unpack_array(self, const unsigned char *meta, uint64_t size, const fp_buffer *buffer,
                              const unsigned char *inlined):
@@ -333,9 +333,7 @@ cdef class Unpacker:
         cdef const Space *space
         if buffer.where == FP_BORN_WITH:
             return <void *><size_t>buffer.at
-        space = space_named(buffer.space)
-        if space is NULL:
-            raise DamagedMemoryError("an argument lies in shared memory that this worker does not have")
+        space = demand_space(buffer.space)
         cdef unsigned char *start = space.base + buffer.at
         if buffer.where == FP_IN_SPACE and buffer.bytes >= KEEP_BYTES:
             self.lowest = min(start, self.lowest) if self.lowest is not NULL else start
@@ -397,28 +395,26 @@ cdef bint is_private(object memory) except -1:
 cdef bytes dump_with_shared_arrays(object value, list buffers, object make_pickler):
     """Pickle; arrays in shared memory travel as where they are."""
     file = io.BytesIO()
-    pickler = make_pickler(file, buffers.append)
-    pickler.dispatch_table[numpy.ndarray] = reduce_array
-    pickler.dump(value)
+    make_pickler(file, reduce_array, buffers.append).dump(value)
     return file.getvalue()
 
 
-def reduce_array(array):
-    """How an argument's array is pickled."""
-    cdef const Space *space = space_of(cnp.PyArray_DATA(array), 1)
-    if space is NULL or not space.public or array.dtype.hasobject:
-        return array.__reduce_ex__(5)
-    offset = <uint64_t>(<unsigned char *>cnp.PyArray_DATA(array) - space.base)
-    return attach_array, (space.ident, offset, array.dtype, array.shape, array.strides)
+def reduce_array(value):
+    """How a public array is pickled in an argument: as where it is. Of anything else: NotImplemented."""
+    if not is_array(value):
+        return NotImplemented
+    cdef const Space *space = space_of(cnp.PyArray_DATA(value), 1)
+    if space is NULL or not space.public:
+        return NotImplemented
+    offset = <uint64_t>(<unsigned char *>cnp.PyArray_DATA(value) - space.base)
+    return attach_array, (space.ident, offset, value.dtype, value.shape, value.strides)
 
 
 def attach_array(ident, offset, dtype, tuple shape, tuple strides):
     """In a worker: the view of a shared array that :func:`reduce_array` describes."""
-    cdef const Space *space = space_named(ident)
+    cdef const Space *space = demand_space(ident)
     cdef cnp.npy_intp sizes[2 * MOST_DIMS]
     cdef int i, n = len(shape)
-    if space is NULL:
-        raise DamagedMemoryError("an argument lies in shared memory that this worker does not have")
     for i in range(n):
         sizes[i] = shape[i]
         sizes[n + i] = strides[i]

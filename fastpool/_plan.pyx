@@ -3,9 +3,8 @@
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
 
-from fastpool._native cimport Segment, SharedBlock, Space, fp_at, fp_plan, load, poke, space_named, space_of, store
+from fastpool._native cimport Segment, SharedBlock, Space, demand_space, fp_at, fp_plan, load, poke, space_of, store
 from fastpool._packed cimport array_data, dtype_bytes, dtype_from, native_type, view_of
-from fastpool.errors import DamagedMemoryError
 
 
 def make_plan(Segment segment, array, starts) -> SharedBlock | None:
@@ -67,13 +66,9 @@ cdef class Plan:
     def __cinit__(self, Segment segment, uint64_t offset):
         cdef fp_plan *at = <fp_plan *>fp_at(segment.at, offset)
         cdef const int64_t *dims = <const int64_t *>(at + 1)
-        cdef const Space *space = NULL
         self.at = at
         if at.space:
-            space = space_named(at.space)
-            if space is NULL:
-                raise DamagedMemoryError("results are to go to shared memory that this worker does not have")
-            self.data = space.base + at.at
+            self.data = demand_space(at.space).base + at.at
         else:
             self.data = <unsigned char *>fp_at(segment.at, at.at)
         self.row_shape = tuple([dims[i] for i in range(at.row_ndim)])

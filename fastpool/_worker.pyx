@@ -15,16 +15,18 @@ from fastpool._lane cimport LaneEncoder
 from fastpool._native cimport (
     FP_CLAIM_CLOSED, FP_CLAIM_EXHAUSTED, FP_CLAIM_OK, FP_CLAIM_OTHER, FP_CLAIM_STARVED, FP_CMD_STOP, FP_EXITED,
     FP_EXITING, FP_IDLE, FP_INDEX_CLOSED, FP_INITIALIZING, FP_JOB_LAST, FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_PACKED,
-    FP_KIND_PICKLE, FP_PHASE_EXIT, FP_PHASE_INIT, FP_PHASE_TASK, FP_RUNNING, FP_TOTAL_UNKNOWN, FP_UNIT_TASK, Segment,
-    claim_drop, claim_join, claim_next, fp_align, fp_at, fp_claim_index, fp_claim_number, fp_feed_of, fp_feed_slot,
-    fp_job, fp_lane, fp_lane_of, fp_line, fp_line_news, fp_line_of, fp_record, fp_segment, fp_terms, load,
-    memory_expect, move_state, now_ns, peek, poke, store,
+    FP_KIND_PICKLE, FP_PHASE_EXIT, FP_PHASE_INIT, FP_PHASE_TASK, FP_RUNNING, FP_TOTAL_UNKNOWN, FP_UNIT_TASK, SIG_BLOCK,
+    SIG_SETMASK, Segment, claim_drop, claim_join, claim_next, fp_align, fp_at, fp_claim_index, fp_claim_number,
+    fp_feed_of, fp_feed_slot, fp_job, fp_lane, fp_lane_of, fp_line, fp_line_news, fp_line_of, fp_record, fp_segment,
+    fp_terms, load, memory_expect, move_state, now_ns, peek, poke, pthread_sigmask, sigfillset, sigset_t, store,
 )
 from fastpool._nursery cimport install, nursery
 from fastpool._packed cimport KEEP_BYTES
 
 
 from collections.abc import Iterable
+
+import numpy
 
 cdef extern from "Python.h":
     ctypedef object (*vectorcallfunc)(object callable, PyObject *const *args, size_t nargsf, PyObject *kwnames)
@@ -34,16 +36,6 @@ cdef extern from "Python.h":
     object PyObject_VectorcallDict(object callable, PyObject *const *args, size_t nargsf, PyObject *kwdict)
     object PyLong_FromLongLong(long long value)
     object PyFloat_FromDouble(double value)
-
-cdef extern from "signal.h" nogil:
-    ctypedef struct sigset_t:
-        pass
-    enum:
-        SIG_SETMASK
-        SIG_BLOCK
-    int sigfillset(sigset_t *set)
-    int pthread_sigmask(int how, const sigset_t *set, sigset_t *old)
-
 
 # ---------------------------------------------------------------- arguments
 
@@ -61,18 +53,12 @@ cdef int shape_of(object element) except -1:
     if known is None:
         if isinstance(element, dict):
             known = KEYWORD
-        elif isinstance(element, (str, bytes)) or is_array(kind) or not isinstance(element, Iterable):
+        elif isinstance(element, (str, bytes, numpy.ndarray)) or not isinstance(element, Iterable):
             known = SINGLE
         else:
             known = POSITIONAL
         shapes[kind] = known
     return known
-
-cdef bint is_array(object kind):
-    for base in kind.__mro__:
-        if base.__module__ == "numpy" and base.__name__ == "ndarray":
-            return True
-    return False
 
 
 # ---------------------------------------------------------------- the loop
@@ -85,9 +71,7 @@ cdef enum:  # what a worker is at when an exception comes
 cdef tuple phrases = ("argument", "task", "result")
 
 cdef enum:
-    PIECE_BYTES = 1 << 21
-
-cdef enum:
+    PIECE_BYTES = 1 << 21        # that a resting worker maps before it looks for work again
     NUMBER_MASK = (1 << 24) - 1  # what the gate shows of a job's number
 
 cdef struct Look:  # what a worker that has nothing to do looks at
@@ -325,8 +309,8 @@ cdef class Loop:
         self.out.close()
         claim_drop(self.segment.at, self.worker)
         self.flush()
-        if self.out.blocks or nursery.blocks:
-            self.out.blocks = nursery.blocks = False
+        if nursery.blocks:
+            nursery.blocks = False
             self.segment.trim_heap(self.worker)
         self.become(FP_IDLE)
         self.out.tell_parent()

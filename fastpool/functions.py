@@ -37,8 +37,8 @@ class StaleFunctionError(Exception):
     """This process has an older definition of a function that travelled by name."""
 
 
-def dumps(functions: Functions, serializer: Serializer) -> bytes:
-    """Pickle the functions together with their names and fingerprints.
+def dumps(functions: Functions, definitions: list[Definition], serializer: Serializer) -> bytes:
+    """Pickle the functions together with their names and the fingerprints of their definitions.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def dumps(functions: Functions, serializer: Serializer) -> bytes:
         name = name_of(_first_that_fails(functions, serializer))
         raise SerializationError("function", None, None, f"{name}: {type(error).__qualname__}: {error}") from error
     names = [name_of(function) for function in functions]
-    return pickle.dumps((pickled, names, [Definition(function).digest for function in functions]), 5)
+    return pickle.dumps((pickled, names, [definition.digest for definition in definitions]), 5)
 
 
 def _first_that_fails(functions: Functions, serializer: Serializer) -> Function | None:

@@ -13,12 +13,10 @@ from fastpool.machine import cpu_count, memory_bytes
 
 MOST_JOBS = 65535  # lanes of a segment
 MOST_BYTES = 2**62  # of memory_limit: as good as none
+CHUNK_BYTES = 4 << 20  # most of a chunk whose size was left to us
 DESCRIPTORS = 2  # that a worker takes: its bell and its process handle
 
 DEFAULT_START_METHOD = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-
-
-CHUNK_BYTES = 4 << 20
 
 
 @dataclass

@@ -39,7 +39,7 @@ def dumps(error: BaseException, serializer: Serializer) -> bytes:
 
 def _dumps(error: BaseException, serializer: Serializer, reduce: Callable[[BaseException], Any]) -> bytes:
     stream = io.BytesIO()
-    serializer.hooked_pickler(
+    serializer.pickler(
         stream, lambda value: reduce(value) if issubclass(type(value), BaseException) else NotImplemented
     ).dump(error)
     blob = stream.getvalue()

@@ -15,8 +15,6 @@ from collections.abc import Iterable
 from multiprocessing import context, reduction
 from typing import Any, NamedTuple
 
-import numpy
-
 from fastpool._native import create_memory
 from fastpool._packed import reduce_array
 from fastpool.errors import SerializationError
@@ -115,8 +113,8 @@ def pack(shared_objects: Any, serializer: Serializer) -> Packed:
     stream = io.BytesIO()
     context.set_spawning_popen(recorder)  # type: ignore[arg-type]
     try:
-        pickler = serializer.start_pickler(stream, buffers.append)
-        pickler.dispatch_table[numpy.ndarray] = reduce_array  # public arrays stay where they are
+        pickler = serializer.pickler(stream, reduce_array, buffers.append)  # public arrays stay where they are
+        pickler.dispatch_table = reduction.ForkingPickler(stream).dispatch_table  # what travels only at a start
         pickler.dump(shared_objects)
         parts = [stream.getbuffer(), *(buffer.raw() for buffer in buffers)]
     except Exception as error:

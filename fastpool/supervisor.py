@@ -128,7 +128,7 @@ class Supervisor:
         definitions = [Definition(function) for function in new]
         if self._workers or not self.forks:
             try:
-                blob = functions.dumps(new, self.serializer)
+                blob = functions.dumps(new, definitions, self.serializer)
             except SerializationError as error:
                 if not self.forks:
                     raise
@@ -144,13 +144,13 @@ class Supervisor:
         self._functions, self._definitions = new, definitions
         if blob is None:  # for workers that are to come
             self._known.clear()
-        self._known.update((functions.name_of(function), function) for function in new)
+        self._known.update((name_of(function), function) for function in new)
         self._version += 1
         self._blob = blob
 
     def _have_known_defaults(self, new: Functions) -> bool:
         """Do the functions have the defaults that workers know with these names?"""
-        return all(same_defaults(self._known.get(functions.name_of(function), function), function) for function in new)
+        return all(same_defaults(self._known.get(name_of(function), function), function) for function in new)
 
     def warn_of_changes(self, new: Functions, stacklevel: int) -> None:
         """Live workers do not run another init, and run another exit than the map before said."""
