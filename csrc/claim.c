@@ -72,7 +72,7 @@ static fp_terms copy_terms(const fp_job *job, uint64_t number) {
 #define COPY(field) .field = atomic_load_explicit(&job->field, memory_order_relaxed)
   return (fp_terms){
       .number = number,
-      COPY(unit),
+      COPY(range_units),
       COPY(flags),
       COPY(range_start),
       COPY(range_step),
@@ -124,9 +124,10 @@ uint64_t fp_claim_size(const fp_terms *terms, uint64_t left, uint64_t task_ns) {
 }
 
 /* Step 3. */
-static uint64_t how_many(const fp_terms *terms, uint64_t left, uint64_t budget, uint64_t task_ns) {
-  if (terms->unit != FP_UNIT_TASK) return 1;
-  uint64_t count = fp_claim_size(terms, left, task_ns);
+static uint64_t how_many(const fp_terms *terms, uint64_t index, uint64_t left, uint64_t budget,
+                         uint64_t task_ns) {
+  if (index >= terms->range_units) return 1;
+  uint64_t count = fp_claim_size(terms, smaller(left, terms->range_units - index), task_ns);
   return budget != 0 ? smaller(count, budget) : count;
 }
 
@@ -160,7 +161,7 @@ int fp_claim_next(fp_segment *segment, uint32_t worker, const fp_terms *terms, u
       fp_claim_drop(segment, worker);
       return found;
     }
-    uint64_t index = fp_claim_index(word), n = how_many(terms, left, budget, task_ns);
+    uint64_t index = fp_claim_index(word), n = how_many(terms, index, left, budget, task_ns);
     atomic_store_explicit(&line->claim, fp_held_pack(index, n, FP_CLAIM_INTENT), memory_order_release);
     if (!atomic_compare_exchange_strong_explicit(&segment->gate.claim, &word, word + n, memory_order_acq_rel,
                                                  memory_order_relaxed))

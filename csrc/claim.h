@@ -21,8 +21,8 @@ static inline uint32_t fp_held_state(uint64_t word) { return (uint32_t)(word & 3
  * that number. */
 typedef struct {
   uint64_t number;
-  uint32_t unit;
-  uint32_t flags;
+  uint64_t range_units;
+  uint64_t flags;
   int64_t range_start;
   int64_t range_step;
   uint64_t chunk_fixed;

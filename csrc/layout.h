@@ -31,11 +31,10 @@ typedef struct {
   _Alignas(FP_LINE_BYTES) _Atomic uint64_t claim; /* all, by CAS */
 } fp_gate;
 
-enum { FP_UNIT_TASK = 1, FP_UNIT_CHUNK = 2 };
-
 enum {
-  FP_JOB_LAST = 1,  /* workers stop when the job is exhausted */
-  FP_JOB_TIMED = 2, /* task_start and counters after every task */
+  FP_JOB_LAST = 1,       /* workers stop when the job is exhausted */
+  FP_JOB_TIMED = 2,      /* task_start and counters after every task */
+  FP_JOB_KEEP_GOING = 4, /* a task's exception is its result: the worker goes on with the next one */
 };
 
 #define FP_TOTAL_UNKNOWN UINT64_MAX
@@ -44,8 +43,8 @@ typedef struct {
   /* parameters: parent, while the gate is closed. Workers read them once, to a private copy (fp_terms in claim.h),
    * when the parent may already be writing the next job's. */
   _Alignas(FP_LINE_BYTES) _Atomic uint64_t number;
-  _Atomic uint32_t unit;
-  _Atomic uint32_t flags;
+  _Atomic uint64_t range_units; /* units below it are tasks of the range, the others chunks in feed[] */
+  _Atomic uint64_t flags;
   _Atomic int64_t range_start;
   _Atomic int64_t range_step;
   _Atomic uint64_t chunk_fixed; /* tasks a chunk; 0: by measured speed */
@@ -70,6 +69,7 @@ typedef struct {   /* parent, before avail passes the chunk */
   uint64_t bytes;
   uint64_t first; /* number of its first task */
   uint64_t count;
+  uint64_t skip; /* so many of these are done: a dead worker had the chunk before */
 } fp_feed_slot;
 
 /* ------------------------------------------------------------------ bell */

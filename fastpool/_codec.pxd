@@ -110,10 +110,12 @@ cdef inline int put(Encoder encoder, object value) except -1:
 cdef class Decoder(Unpacker):
     """Turns items back into objects; puts items together that came in fragments."""
     cdef TagReader tags
+    cdef bint dry          # items are passed over: no objects are made of them
     cdef bytearray pieces  # of an item that has begun to come in fragments, or None
     cdef int pieces_kind   # kind of the item that the last fragment completed
 
     cdef object item(self, int kind, const unsigned char **at, const unsigned char *end)
+    cdef int pass_over(self, int kind, const unsigned char **at, const unsigned char *end) except -1
     cdef object fragment(self, const unsigned char **at, const unsigned char *end)
     cdef object of_data(self, int kind, uint32_t tag, uint64_t total, const unsigned char *data, uint64_t size)
 

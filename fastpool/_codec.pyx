@@ -257,9 +257,21 @@ cdef class Decoder:
         at[0] += total
         return self.of_data(kind, head.tag, summed.sum, here, head.bytes)
 
+    cdef int pass_over(self, int kind, const unsigned char **at, const unsigned char *end) except -1:
+        """Move on past the item at `at`, whose object nobody wants. What it calls into life may fail as it likes."""
+        if kind != FP_KIND_TAGGED:  # a tagged item may be what later ones refer to
+            self.dry = True
+        try:
+            self.item(kind, at, end)
+        finally:
+            self.dry = False
+        return 0
+
     cdef object of_data(self, int kind, uint32_t tag, uint64_t total, const unsigned char *data, uint64_t size):
         if is_summed(tag) != (kind in (FP_KIND_TAGGED, FP_KIND_PICKLE, FP_KIND_ERROR, FP_KIND_PACKED)):
             raise DamagedMemoryError(f"an item of kind {kind} with tag {tag}")
+        if self.dry:
+            return None
         if is_summed(tag) and fp_checksum(data, size) != total:
             raise DamagedMemoryError("the bytes of a large or structured item do not have their checksum")
         if kind == FP_KIND_TAGGED:

@@ -70,7 +70,8 @@ cdef class Collector:
     cdef Watch watch
     cdef list decoders
     cdef object results        # the list that is being filled, or None
-    cdef Feed feed
+    cdef readonly Feed feed
+    cdef object revive         # makes the exception of a failed task, to stand for its result; None: it ends the map
     cdef uint8_t job           # low bits of the current job's number
     cdef readonly uint64_t collected  # tasks of the current job
     cdef readonly uint64_t placed     # of these, how many lie where the plan wants them
@@ -106,10 +107,15 @@ cdef class Collector:
 
     # ------------------------------------------------------------ the list of results
 
-    def begin(self, uint64_t number, size, Feed feed) -> None:
-        """Collect for job `number`, into a list of `size` places (0: the list grows with :meth:`expect`)."""
+    def begin(self, uint64_t number, size, Feed feed, revive=None) -> None:
+        """Collect for job `number`, into a list of `size` places (0: the list grows with :meth:`expect`).
+
+        `revive`: ``revive(worker, task, payload)`` makes the exception of a failed task, which takes the place of its
+        result; without it, failed tasks are in ``failures``.
+        """
         self.job = number & 0xFF
         self.feed = feed
+        self.revive = revive
         self.collected = self.placed = 0
         self.failures.clear()
         self.sample = None
@@ -128,27 +134,37 @@ cdef class Collector:
         if <uint64_t>PyList_GET_SIZE(results) > tasks:
             PyList_SetSlice(results, tasks, PyList_GET_SIZE(results), NULL)
         self.results = self.sample = None
-        self.feed = None
+        self.feed = self.revive = None
         PyObject_GC_Track(<PyObject *>results)
         return results
 
     def abandon(self) -> None:
         """Drop the results collected so far."""
         self.results = self.sample = None
-        self.feed = None
+        self.feed = self.revive = None
 
-    def missing(self, uint64_t first, uint64_t count) -> range:
-        """Of tasks first … first + count - 1, which a worker ran in this order, those without a result."""
-        cdef uint64_t task = first
+    def missing(self, uint64_t first, uint64_t count) -> list:
+        """Of tasks first … first + count - 1, those without a result, as ranges in order."""
+        cdef uint64_t task, since = first
+        cdef uint64_t end = first + count
         cdef PyObject *there
+        cdef list found = []
         if self.results is None:  # the job is over: all have been collected
-            return range(0)
-        while task < first + count and task < <uint64_t>PyList_GET_SIZE(self.results):
+            return found
+        end = min(end, <uint64_t>PyList_GET_SIZE(self.results))
+        for task in range(first, end):
             there = PyList_GET_ITEM(self.results, task)
-            if there is NULL or there is <PyObject *>INCOMPLETE:
-                break
-            task += 1
-        return range(task, first + count)
+            if there is not NULL and there is not <PyObject *>INCOMPLETE:
+                if since < task:
+                    found.append(range(since, task))
+                since = task + 1
+        if since < end:
+            found.append(range(since, end))
+        return found
+
+    def fail(self, uint64_t task, error) -> None:
+        """This exception takes the place of a task's result that will not come."""
+        self.take_failure(task, error)
 
     cdef int place(self, uint64_t task, PyObject *value) except -1:
         """Put a result (its reference is taken over) where it belongs."""
@@ -180,6 +196,15 @@ cdef class Collector:
             if not self.collect_lane(worker):
                 all_taken = False
         return all_taken
+
+    def catch_up(self) -> None:
+        """Take, in every lane, everything that is committed now; how fast workers go on does not matter."""
+        cdef int worker
+        cdef uint64_t committed
+        for worker in range(self.segment.lanes):
+            committed = load(fp_lane_of(self.segment.at, worker).committed)
+            while self.readers[worker].taken < committed and not self.collect_lane(worker):
+                pass
 
     def drain(self, int worker) -> None:
         """Take everything from the lane of a worker that writes no more."""
@@ -275,7 +300,7 @@ cdef class Collector:
         elif kind == FP_KIND_FRAGMENT:
             kind = decoder.pieces_kind
         if kind == FP_KIND_ERROR:
-            self.failures.append((worker, phase, view.first if phase == FP_PHASE_TASK else None, value))
+            self.take_error(worker, view, value)
         elif phase == FP_PHASE_EXIT:
             self.exits.append(value)
         elif phase == FP_PHASE_TASK:
@@ -288,6 +313,28 @@ cdef class Collector:
                 self.feed.collected(view.first, 1)
         else:
             raise DamagedMemoryError("a result in a phase that has none")
+        return 0
+
+    cdef int take_error(self, uint32_t worker, fp_view *view, payload) except -1:
+        """The description of an exception."""
+        cdef object error
+        if view.phase == FP_PHASE_TASK and self.revive is not None:
+            if view.job != self.job:
+                raise DamagedMemoryError("a result of a job that is over")
+            error = self.revive(worker, view.first, payload)
+            if not isinstance(error, DamagedMemoryError):
+                return self.take_failure(view.first, error)
+        self.failures.append((worker, view.phase, view.first if view.phase == FP_PHASE_TASK else None, payload))
+        return 0
+
+    cdef int take_failure(self, uint64_t task, error) except -1:
+        cdef object sample = self.sample
+        Py_INCREF(error)
+        self.place(task, <PyObject *>error)
+        self.sample = sample  # it does not show what results are like
+        self.collected += 1
+        if self.feed is not None:
+            self.feed.collected(task, 1)
         return 0
 
     cdef object decode(self, Decoder decoder, uint32_t worker, int kind, const unsigned char **at,

@@ -32,14 +32,20 @@ cdef class Feed:
     cdef readonly bint exhausted      # the iterator has ended or the limit is reached
     cdef readonly uint64_t published  # chunks
     cdef uint64_t limit
+    cdef readonly uint64_t base       # the first unit that is a chunk: those before it are tasks of a range
     cdef uint64_t pending             # tasks encoded but not yet published
-    cdef uint64_t oldest              # chunk: all before it are collected
-    cdef uint64_t *first              # by chunk, modulo FP_FEED_SLOTS
+    cdef uint64_t pending_first       # the first of them
+    cdef uint64_t oldest              # chunk: all before it are collected, or given again
+    cdef uint64_t *order              # by chunk, modulo FP_FEED_SLOTS: its first task; if it was given again, the next
     cdef uint64_t *left               # tasks of the chunk that are not collected
     cdef list blocks                  # offsets of the blocks the chunk lies in
     cdef list kept                    # what the chunk refers to
+    cdef list again                   # chunks that are out of order: what a dead worker left
+    cdef list lost                    # (slot, blocks, kept) of chunks that wait to be given again
 
     cdef PyObject *next_item(self) except? NULL
+    cdef uint64_t chunk_of(self, uint64_t first) except? 0
+    cdef int drop(self, uint64_t chunk) except -1
     cdef bint _place(self, const void *data, uint64_t size, uint64_t *offset, list blocks) except? True
     cdef int _free(self, list blocks) except -1
     cdef int collected(self, uint64_t first, uint64_t count) except -1

@@ -37,6 +37,8 @@ cdef enum:
     LARGE_BYTES = 1 << 16  # a quarter of the buffer always fits
     NUMBERS_AT_ONCE = 1 << 14  # of a list, before the size of the chunk is looked at
 
+cdef uint64_t NO_CHUNK = <uint64_t>-1
+
 
 cdef uint64_t copy_floats(list items, uint64_t start, uint64_t count, double *to):
     """Copy exact floats until something else comes; returns how many."""
@@ -230,11 +232,14 @@ cdef class Feed:
         All workers can read this process's memory.
     may_inherit : bool
         Workers that cannot will be forked during this map.
+    base : int
+        Units before this one are tasks of a range: chunks are only what dead workers left of these.
     """
 
     def __cinit__(self, Segment segment, iterable, limit, serializer, bint steady=False, bint may_read=False,
-                  bint may_inherit=False):
+                  bint may_inherit=False, uint64_t base=0):
         self.segment = segment
+        self.base = self.published = self.oldest = base
         self.encoder = BufferEncoder(segment)
         self.encoder.dumps = serializer.dumps
         self.encoder.make_pickler = serializer.pickler
@@ -246,15 +251,17 @@ cdef class Feed:
         self.quick = type(iterable) in (list, tuple, range)
         self.limit = FP_NEVER if limit is None else min(limit, FP_NEVER)
         self.exhausted = self.limit == 0
-        self.first = <uint64_t *>calloc(FP_FEED_SLOTS, sizeof(uint64_t))
+        self.order = <uint64_t *>calloc(FP_FEED_SLOTS, sizeof(uint64_t))
         self.left = <uint64_t *>calloc(FP_FEED_SLOTS, sizeof(uint64_t))
         self.blocks = [None] * FP_FEED_SLOTS
         self.kept = [None] * FP_FEED_SLOTS
-        if self.first is NULL or self.left is NULL:
+        self.again = []
+        self.lost = []
+        if self.order is NULL or self.left is NULL:
             raise MemoryError("fastpool: no memory for the input's bookkeeping")
 
     def __dealloc__(self):
-        free(self.first)
+        free(self.order)
         free(self.left)
 
     @property
@@ -284,6 +291,8 @@ cdef class Feed:
         if count > self.limit - self.tasks:
             count = self.limit - self.tasks
         encoder.number = self.tasks
+        if self.pending == 0:
+            self.pending_first = self.tasks
         cdef uint64_t at_once = max(1, min(NUMBERS_AT_ONCE, most_bytes // 8))
         while self.pending < count:
             if self.plain is not None and encoder.kind != FP_KIND_TAGGED:
@@ -341,10 +350,14 @@ cdef class Feed:
             return False
         entry.offset = offset
         entry.bytes = encoder.writer.position
-        entry.first = self.first[slot] = self.tasks - self.pending
+        entry.first = self.pending_first
         entry.count = self.left[slot] = self.pending
+        entry.skip = 0
         self.blocks[slot] = blocks + encoder.placed
         self.kept[slot] = encoder.kept
+        self.order[slot] = self.pending_first
+        if self.base:
+            self.again.append(self.published)
         self.published += 1
         self.pending = 0
         encoder.clear()
@@ -365,21 +378,92 @@ cdef class Feed:
         return 0
 
     cdef int collected(self, uint64_t first, uint64_t count) except -1:
-        """Results of tasks first … first + count - 1, all of one chunk, are collected."""
-        cdef uint64_t low = self.oldest, high = self.published, middle, slot
-        while low + 1 < high:  # the last chunk that begins at or before `first`
-            middle = (low + high) // 2
-            if self.first[middle % FP_FEED_SLOTS] <= first:
-                low = middle
-            else:
-                high = middle
-        slot = low % FP_FEED_SLOTS
-        if low >= self.published or first < self.first[slot] or self.left[slot] < count:
+        """Results of tasks first … first + count - 1, all of one claim, are collected."""
+        cdef uint64_t chunk = self.chunk_of(first)
+        cdef uint64_t slot = chunk % FP_FEED_SLOTS
+        cdef fp_feed_slot *entry
+        if chunk == NO_CHUNK:
+            return 0
+        entry = fp_feed_of(self.segment.at, chunk)
+        if chunk >= self.published or first < entry.first + entry.skip or self.left[slot] < count:
             raise DamagedMemoryError("a result of a task that was not handed out")
         self.left[slot] -= count
         if self.left[slot] == 0:
             self._free(self.blocks[slot])
-            self.blocks[slot] = self.kept[slot] = None
+            self.drop(chunk)
+        return 0
+
+    cdef uint64_t chunk_of(self, uint64_t first) except? 0:
+        """The chunk of a task that is out and not collected, as far as can be told; NO_CHUNK: it is one of a range."""
+        cdef uint64_t low = self.oldest, high = self.published, middle
+        cdef fp_feed_slot *entry
+        for chunk in self.again:
+            entry = fp_feed_of(self.segment.at, chunk)
+            if entry.first + entry.skip <= first < entry.first + entry.count:
+                return chunk
+        if self.base:
+            return NO_CHUNK
+        while low + 1 < high:  # the last chunk that begins at or before `first`
+            middle = (low + high) // 2
+            if self.order[middle % FP_FEED_SLOTS] <= first:
+                low = middle
+            else:
+                high = middle
+        return low
+
+    cdef int drop(self, uint64_t chunk) except -1:
+        """Nothing of this chunk is expected any more."""
+        cdef uint64_t slot = chunk % FP_FEED_SLOTS
+        self.left[slot] = 0
+        self.blocks[slot] = self.kept[slot] = None
+        if self.again and chunk in self.again:
+            self.again.remove(chunk)
         while self.oldest < self.published and self.left[self.oldest % FP_FEED_SLOTS] == 0:
             self.oldest += 1
         return 0
+
+    # ------------------------------------------------------------ what dead workers left
+
+    def open_tasks(self, uint64_t chunk) -> range:
+        """The tasks of a chunk that are not collected; none if the chunk has been given again."""
+        cdef fp_feed_slot *entry = fp_feed_of(self.segment.at, chunk)
+        if not self.oldest <= chunk < self.published:
+            return range(0)
+        return range(entry.first + entry.count - self.left[chunk % FP_FEED_SLOTS], entry.first + entry.count)
+
+    def take_back(self, uint64_t chunk) -> None:
+        """The worker that had this chunk is dead: what is left of it waits for :meth:`give_again`."""
+        cdef uint64_t slot = chunk % FP_FEED_SLOTS
+        cdef fp_feed_slot left = fp_feed_of(self.segment.at, chunk)[0]
+        left.skip = left.count - self.left[slot]
+        self.lost.append((left, self.blocks[slot], self.kept[slot]))
+        self.drop(chunk)
+
+    @property
+    def has_lost(self) -> bool:
+        """Does anything wait to be given again?"""
+        return len(self.lost) > 0
+
+    def give_again(self) -> None:
+        """Hand out, as far as there are slots, what dead workers left, as it was handed out to them."""
+        cdef uint64_t slot
+        cdef fp_feed_slot entry
+        while self.lost and self.can_publish:
+            entry, blocks, kept = self.lost.pop(0)
+            slot = self.published % FP_FEED_SLOTS
+            fp_feed_of(self.segment.at, self.published)[0] = entry
+            self.left[slot] = entry.count - entry.skip
+            self.blocks[slot], self.kept[slot] = blocks, kept
+            self.order[slot] = self.tasks - self.pending  # those behind it begin there, or later
+            self.again.append(self.published)
+            self.published += 1
+        store(self.segment.at.job.avail, self.published)
+
+    def encode_tasks(self, uint64_t first, values) -> None:
+        """Encode, as the next chunk, tasks of the range: the number of the first, the elements of all."""
+        cdef BufferEncoder encoder = self.encoder
+        self.pending_first = encoder.number = first
+        for value in values:
+            encoder.put(value)
+        self.pending = len(values)
+        encoder.close()

@@ -12,10 +12,9 @@ cdef extern from "layout.h" nogil:
         FP_FULL
         FP_DAMAGED
         FP_MISUSE
-        FP_UNIT_TASK
-        FP_UNIT_CHUNK
         FP_JOB_LAST
         FP_JOB_TIMED
+        FP_JOB_KEEP_GOING
         FP_FEED_SLOTS
         FP_STARTING
         FP_IDLE
@@ -71,8 +70,8 @@ cdef extern from "layout.h" nogil:
     # Cython has no _Atomic: these fields are read and written through the functions of atomic below.
     ctypedef struct fp_job:
         uint64_t number
-        uint32_t unit
-        uint32_t flags
+        uint64_t range_units
+        uint64_t flags
         int64_t range_start
         int64_t range_step
         uint64_t chunk_fixed
@@ -93,6 +92,7 @@ cdef extern from "layout.h" nogil:
         uint64_t bytes
         uint64_t first
         uint64_t count
+        uint64_t skip
 
     ctypedef struct fp_bell:
         uint32_t sleeping
@@ -242,8 +242,8 @@ cdef extern from "claim.h" nogil:
         FP_CLAIM_CLOSED
     ctypedef struct fp_terms:
         uint64_t number
-        uint32_t unit
-        uint32_t flags
+        uint64_t range_units
+        uint64_t flags
         int64_t range_start
         int64_t range_step
         uint64_t chunk_fixed
@@ -389,6 +389,7 @@ cdef class Segment(Arena):
     cdef fp_spin worker_spin
     cdef readonly bint closed
     cdef readonly uint64_t number  # of the job published last; a worker keeps the one it was forked with
+    cdef readonly uint64_t range_units  # of that job
 
     cdef void _release(self)
     cdef void _unlend(self)

@@ -690,21 +690,12 @@ cdef class Segment(Arena):
         """The worker's process is gone without having reached ``exited``."""
         check(fp_state_move(fp_line_of(self.at, worker), FP_DEAD), f"state of worker {worker}")
 
-    def held_tasks(self, int worker) -> tuple[int, int, bool]:
-        """The tasks a worker's line shows: the first, their number, and whether the claim is certain.
-
-        (0, 0, False) if it shows none of the current job, or an intent that cannot have become a claim.
-        """
-        cdef fp_job *job = &self.at.job
+    def held_units(self, int worker) -> tuple[range, bool]:
+        """The units of the current job that a worker's line shows, and whether it has claimed them; if not, it is about
+        to."""
         cdef uint64_t first = 0, count = 0
-        cdef int holds = fp_line_holds(fp_line_of(self.at, worker), job.number, &first, &count)
-        cdef fp_feed_slot *slot
-        if holds == FP_CLAIM_NONE or first >= self.claimed():
-            return 0, 0, False
-        if job.unit == FP_UNIT_TASK:
-            return first, count, holds == FP_CLAIM_HELD
-        slot = fp_feed_of(self.at, first)
-        return slot.first, slot.count, holds == FP_CLAIM_HELD
+        cdef int holds = fp_line_holds(fp_line_of(self.at, worker), self.at.job.number, &first, &count)
+        return range(first, first + count), holds == FP_CLAIM_HELD
 
     def totals(self) -> tuple[int, int]:
         """Tasks that the workers have done since they started, and the nanoseconds those took, over all lines."""
@@ -745,14 +736,14 @@ cdef class Segment(Arena):
 
     # ------------------------------------------------------------ jobs
 
-    def publish(self, *, uint32_t unit, uint32_t flags, int64_t range_start, int64_t range_step,
+    def publish(self, *, uint64_t range_units, uint64_t flags, int64_t range_start, int64_t range_step,
                 uint64_t chunk_fixed, uint64_t chunk_ns, uint32_t n_workers, uint32_t spec, uint64_t lifespan,
                 bytes spec_blob, avail, total) -> int:
         """Close the gate, describe the job, open the gate; returns the job's number."""
         cdef uint64_t number = fp_gate_close(self.at)
         cdef fp_job *job = &self.at.job
         self.drop_spec()
-        job.unit = unit
+        job.range_units = self.range_units = range_units
         job.flags = flags
         job.range_start = range_start
         job.range_step = range_step

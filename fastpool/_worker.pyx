@@ -14,19 +14,21 @@ from fastpool._codec cimport Decoder, put
 from fastpool._lane cimport LaneEncoder
 from fastpool._native cimport (
     FP_CLAIM_CLOSED, FP_CLAIM_EXHAUSTED, FP_CLAIM_OK, FP_CLAIM_OTHER, FP_CLAIM_STARVED, FP_CMD_STOP, FP_EXITED,
-    FP_EXITING, FP_IDLE, FP_INDEX_CLOSED, FP_INITIALIZING, FP_JOB_LAST, FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_PACKED,
-    FP_KIND_PICKLE, FP_PHASE_EXIT, FP_PHASE_INIT, FP_PHASE_TASK, FP_RUNNING, FP_TOTAL_UNKNOWN, FP_UNIT_TASK, SIG_BLOCK,
-    SIG_SETMASK, Segment, claim_drop, claim_join, claim_next, fp_align, fp_at, fp_claim_index, fp_claim_number,
-    fp_feed_of, fp_feed_slot, fp_job, fp_lane, fp_lane_of, fp_line, fp_line_news, fp_line_of, fp_record, fp_segment,
-    fp_terms, load, memory_expect, move_state, now_ns, peek, poke, pthread_sigmask, sigfillset, sigset_t, store,
+    FP_EXITING, FP_IDLE, FP_INDEX_CLOSED, FP_INITIALIZING, FP_JOB_KEEP_GOING, FP_JOB_LAST, FP_KIND_FLOAT64,
+    FP_KIND_INT64, FP_KIND_PACKED, FP_KIND_PICKLE, FP_KIND_TAGGED, FP_PHASE_EXIT, FP_PHASE_INIT, FP_PHASE_TASK,
+    FP_RUNNING, FP_TOTAL_UNKNOWN, SIG_BLOCK, SIG_SETMASK, Segment, claim_drop, claim_join, claim_next, fp_align, fp_at,
+    fp_claim_index, fp_claim_number, fp_feed_of, fp_feed_slot, fp_job, fp_lane, fp_lane_of, fp_line, fp_line_news,
+    fp_line_of, fp_record, fp_segment, fp_terms, load, memory_expect, move_state, now_ns, peek, poke, pthread_sigmask,
+    sigfillset, sigset_t, store,
 )
 from fastpool._nursery cimport install, nursery
 from fastpool._packed cimport KEEP_BYTES
 
-
 from collections.abc import Iterable
 
 import numpy
+
+from fastpool.errors import DamagedMemoryError
 
 cdef extern from "Python.h":
     ctypedef object (*vectorcallfunc)(object callable, PyObject *const *args, size_t nargsf, PyObject *kwnames)
@@ -118,6 +120,7 @@ cdef class Elements:
     cdef uint64_t left                 # elements whose result is not committed
     cdef bint foreign                  # this process is a fork that a task made
     cdef int doing                     # for whoever asks after an exception
+    cdef bint failed_for_good          # the elements behind the one that failed cannot be had
     cdef object element
 
     cdef inline bint advance(self) except -1:
@@ -126,14 +129,14 @@ cdef class Elements:
             return False
         self.doing = DECODING
         if self.kind == OF_RANGE:
-            self.element = PyLong_FromLongLong(self.value)
             self.value += self.step
+            self.element = PyLong_FromLongLong(self.value - self.step)
         elif self.kind == FP_KIND_FLOAT64:
-            self.element = PyFloat_FromDouble((<const double *>self.item)[0])
             self.item += 8
+            self.element = PyFloat_FromDouble((<const double *>(self.item - 8))[0])
         elif self.kind == FP_KIND_INT64:
-            self.element = PyLong_FromLongLong((<const int64_t *>self.item)[0])
             self.item += 8
+            self.element = PyLong_FromLongLong((<const int64_t *>(self.item - 8))[0])
         else:
             self.element = None  # its memory may be the next one's
             self.element = self.decoder.item(self.kind, &self.item, self.end)
@@ -141,6 +144,19 @@ cdef class Elements:
                 self.out.expect(self.out.number)
         self.doing = CALLING
         return True
+
+    cdef int skip(self, uint64_t count) except -1:
+        """Move on past elements whose results another worker has committed."""
+        for _ in range(count):
+            self.decoder.pass_over(self.kind, &self.item, self.end)
+        self.left -= count
+        return 0
+
+    cdef bint may_continue(self, error):
+        """Is the next element where it should be, although this one has failed?"""
+        if isinstance(error, DamagedMemoryError):
+            return False
+        return self.doing != DECODING or self.kind != FP_KIND_TAGGED  # others may refer to what could not be read
 
     cdef inline int commit(self, result) except -1:
         """The current element's result."""
@@ -458,16 +474,14 @@ cdef class Loop:
         self.out.phase = FP_PHASE_TASK
         self.out.waited_ns = 0
         since = now_ns()
-        if self.terms.unit == FP_UNIT_TASK:
+        if first < self.terms.range_units:
             self.out.number = first
             complete = self.run_range(first, count)
-            done = self.out.number - first
         else:
             slot = fp_feed_of(self.segment.at, first)
-            first = slot.first
-            self.out.number = first
-            complete = self.run_chunk(<const unsigned char *>fp_at(self.segment.at, slot.offset), slot.bytes)
-            done = self.out.number - first
+            first = self.out.number = slot.first + slot.skip
+            complete = self.run_chunk(<const unsigned char *>fp_at(self.segment.at, slot.offset), slot.bytes, slot.skip)
+        done = self.out.number - first
         self.out.close()
         took = now_ns() - since - self.out.waited_ns
         if done:
@@ -489,36 +503,54 @@ cdef class Loop:
         elements.left = count
         return self.run_elements(elements)
 
-    cdef bint run_chunk(self, const unsigned char *at, uint64_t size) except -1:
-        """Tasks of a chunk that the parent encoded."""
+    cdef bint run_chunk(self, const unsigned char *at, uint64_t size, uint64_t skip) except -1:
+        """Tasks of a chunk that the parent encoded, but for the first `skip`, which are done."""
         cdef const unsigned char *end = at + size
         cdef const fp_record *record
         cdef const unsigned char *items
-        cdef uint64_t closed, used
+        cdef uint64_t closed, used, count, done
         while at < end:
             record = <const fp_record *>at
             closed = record.closed
             used = <uint32_t>closed
             items = at + sizeof(fp_record)
             at = items + fp_align(used, 8)
-            if not self.run_record(record.kind, (closed >> 32) & 0x7FFFFFFF, items, items + used):
+            count = (closed >> 32) & 0x7FFFFFFF
+            done = min(skip, count)
+            skip -= done
+            if done < count and not self.run_record(record.kind, count, done, items, items + used):
                 return False
         return True
 
-    cdef bint run_record(self, int kind, uint64_t count, const unsigned char *item,
+    cdef bint run_record(self, int kind, uint64_t count, uint64_t done, const unsigned char *item,
                          const unsigned char *end) except -1:
-        """Tasks whose elements are the items of one record."""
+        """Tasks whose elements are the items of one record, but for the first `done`."""
         cdef Elements elements = self.elements
         elements.kind = kind
         elements.item = item
         elements.end = end
         elements.left = count
+        elements.skip(done)
         return self.run_elements(elements)
 
     cdef bint run_elements(self, Elements elements) except -1:
         """Call the function with each element, and commit each result. False if the job is to be abandoned."""
-        cdef object result
         self.vectorcall = PyVectorcall_Function(self.function)
+        try:
+            while not self.run_until_failure(elements):
+                if not self.terms.flags & FP_JOB_KEEP_GOING or elements.failed_for_good:
+                    return False
+        finally:
+            self.out.relax()
+            elements.element = None  # keep nothing alive between runs
+        return elements.left == 0
+
+    cdef bint run_until_failure(self, Elements elements) except -1:
+        """Call the function with each element, and commit each result, up to the first that fails, which is reported.
+        False: there was one."""
+        cdef object result
+        cdef bytes description
+        cdef sigset_t before
         try:
             while elements.advance():
                 if elements.kind < FP_KIND_PICKLE:
@@ -526,15 +558,26 @@ cdef class Loop:
                 else:
                     result = self.call(elements.element)
                 elements.commit(result)
+            return True
         except BaseException as error:
             if elements.foreign:
                 self.host.end_fork(error)
-            self.report(error, phrases[elements.doing], self.out.number, elements.element)
-            return False
+            hold_signals(&before)  # until it is reported: a handler's exception would be the second
+            try:
+                description = self.describe(error, phrases[elements.doing], self.out.number, elements.element)
+            except BaseException:
+                pthread_sigmask(SIG_SETMASK, &before, NULL)
+                raise
+            elements.failed_for_good = not elements.may_continue(error)
+        result = elements.element = None
+        try:
+            if self.out.plan is not None:
+                self.out.settle(None)  # what the task has left in its place is not a result
+            self.out.put_error(description)
+            elements.left -= 1
         finally:
-            self.out.relax()
-            elements.element = None  # keep nothing alive between runs
-        return elements.left == 0
+            pthread_sigmask(SIG_SETMASK, &before, NULL)
+        return False
 
     cdef inline object call_single(self, object element):
         """Call with one argument after the leading ones."""
@@ -572,8 +615,12 @@ cdef class Loop:
         cdef sigset_t before
         hold_signals(&before)
         try:
-            hear_signals()
-            self.out.put_error(self.host.describe(error, what, task, element))
+            self.out.put_error(self.describe(error, what, task, element))
         finally:
             pthread_sigmask(SIG_SETMASK, &before, NULL)
         return 0
+
+    cdef bytes describe(self, error, str what, task, element):
+        """The description of an exception, while signals are held."""
+        hear_signals()
+        return self.host.describe(error, what, task, element)

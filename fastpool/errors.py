@@ -27,6 +27,8 @@ class WorkerDiedError(FastpoolError, RuntimeError):
     tasks : range
         Numbers (positions in the input) of the tasks it held that have no result.
     start_method : str
+    tries : int
+        How many workers have died of this: at the first of the tasks, or before they got to any.
     """
 
     def __init__(
@@ -37,20 +39,29 @@ class WorkerDiedError(FastpoolError, RuntimeError):
         state: str,
         tasks: range,
         start_method: str = "fork",
+        tries: int = 1,
     ) -> None:
-        super().__init__(worker_id, pid, exitcode, state, tasks, start_method)
+        super().__init__(worker_id, pid, exitcode, state, tasks, start_method, tries)
         self.worker_id = worker_id
         self.pid = pid
         self.exitcode = exitcode
         self.state = state
         self.tasks = tasks
         self.start_method = start_method
+        self.tries = tries
 
     def __str__(self) -> str:
+        others = "" if self.tries == 1 else f" It was the {ordinal(self.tries)} to end like this."
         return (
             f"worker {self.worker_id} (pid {self.pid}) {describe_end(self.exitcode)} while {self.state}; "
-            f"{describe_tasks(self.tasks)}.{likely_cause(self.exitcode, self.state, self.start_method)}"
+            f"{describe_tasks(self.tasks)}.{others}{likely_cause(self.exitcode, self.state, self.start_method)}"
         )
+
+
+def ordinal(number: int) -> str:
+    """1st, 2nd, 3rd, 4th, 11th, …"""
+    teens = number % 100 in (11, 12, 13)
+    return str(number) + ("th" if teens else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th"))
 
 
 def describe_end(exitcode: int | None) -> str:

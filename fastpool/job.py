@@ -43,6 +43,10 @@ class MapJob:
         The input is an array in `Slices`, and array results are to be joined.
     out : numpy.ndarray or None
         What they are to be written into.
+    return_exceptions : bool
+        A failed task's exception is its result, and the map goes on.
+    retries : int
+        How often a task whose worker died is given to another one.
     """
 
     functions: Functions
@@ -54,6 +58,13 @@ class MapJob:
     worker_lifespan: int | None
     join: bool = False
     out: Array | None = None
+    return_exceptions: bool = False
+    retries: int = 0
+
+    @property
+    def outlives_workers(self) -> bool:
+        """Does it go on when a worker dies?"""
+        return self.return_exceptions or self.retries > 0
 
     @property
     def as_range(self) -> range | None:
@@ -81,6 +92,8 @@ def make_map_job(
     worker_exit: Function | None,
     concatenate_numpy_output: bool,
     out: Array | None,
+    return_exceptions: bool,
+    retries: int,
     options: PoolOptions,
 ) -> MapJob:
     """Check the arguments of a map.
@@ -100,16 +113,32 @@ def make_map_job(
     n_splits = check_int("n_splits", n_splits, least=1)
     worker_lifespan = check_int("worker_lifespan", worker_lifespan, least=1)
     chunk_size = _check_chunk_size(chunk_size)
-    if not isinstance(concatenate_numpy_output, bool):
-        kind = type(concatenate_numpy_output).__name__
-        raise TypeError(f"concatenate_numpy_output must be a bool, not {kind}")
-    _check_out(out, iterable_of_args, concatenate_numpy_output)
+    for name, value in (
+        ("concatenate_numpy_output", concatenate_numpy_output),
+        ("return_exceptions", return_exceptions),
+    ):
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be a bool, not {type(value).__name__}")
+    if retries is None:
+        raise TypeError("retries must be an int, not NoneType")
+    retries = check_int("retries", retries, least=0) or 0
+    _check_out(out, iterable_of_args, concatenate_numpy_output, return_exceptions)
     functions = Functions(func, worker_init, worker_exit)
     lifespan = None if worker_lifespan is None else min(worker_lifespan, MOST_UNITS)
     if isinstance(iterable_of_args, numpy.ndarray):
         slices = _slices(iterable_of_args[:iterable_len], options, chunk_size, n_splits)
         return MapJob(
-            functions, slices, len(slices), None, 1.0, max_tasks_active, lifespan, concatenate_numpy_output, out
+            functions,
+            slices,
+            len(slices),
+            None,
+            1.0,
+            max_tasks_active,
+            lifespan,
+            concatenate_numpy_output,
+            out,
+            return_exceptions,
+            retries,
         )
     length = _length(iterable_of_args, iterable_len)
     if type(iterable_of_args) is range and length is not None and length > MOST_RESULTS:
@@ -128,6 +157,8 @@ def make_map_job(
         chunk_size=chunk_size,
         max_tasks_active=max_tasks_active,
         worker_lifespan=lifespan,
+        return_exceptions=return_exceptions,
+        retries=retries,
     )
 
 
@@ -137,7 +168,7 @@ def _slices(array: Array, options: PoolOptions, chunk_size: float | None, n_spli
     return Slices(array, cut(len(array), array.nbytes, options.n_jobs, chunk_size, n_splits, options.chunk_bytes))
 
 
-def _check_out(out: Any, iterable: Any, join: bool) -> None:
+def _check_out(out: Any, iterable: Any, join: bool, return_exceptions: bool) -> None:
     if isinstance(iterable, numpy.ndarray) and iterable.ndim == 0:
         raise TypeError("iterable_of_args must have an axis to be cut along; this array has no dimensions")
     if out is None:
@@ -148,6 +179,8 @@ def _check_out(out: Any, iterable: Any, join: bool) -> None:
         raise ValueError("out is for maps over a numpy array")
     if not join:
         raise ValueError("out and concatenate_numpy_output=False exclude each other")
+    if return_exceptions:
+        raise ValueError("out and return_exceptions=True exclude each other: an exception has no place in an array")
     if not out.flags.writeable:
         raise ValueError("out must be writeable")
 

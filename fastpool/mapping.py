@@ -9,11 +9,12 @@ from fastpool._feed import Feed
 from fastpool._plan import is_public
 from fastpool.arrays import Joiner, RowKind, Slices
 from fastpool.job import MapJob
+from fastpool.recovery import Recovery
+from fastpool.remote import revive
 from fastpool.schedule import CHUNK_NS, Schedule, collect_grain
 from fastpool.supervisor import Supervisor
 
-UNIT_TASK, UNIT_CHUNK = 1, 2
-JOB_LAST = 1
+JOB_LAST, JOB_KEEP_GOING = 1, 4
 PATIENCE_NS = 5_000_000  # a chunk is not held back longer for elements that come slowly
 NO_LIMIT = 2**63
 NEVER = 2**64 - 1  # a unit that is never claimed
@@ -23,7 +24,7 @@ MOMENT_NS = 200_000  # less than starting a worker takes
 
 def run(supervisor: Supervisor, job: MapJob) -> Any:
     """Run a map to its end. On any error all workers are stopped, and the error is raised."""
-    return supervisor.map_call(job.functions, lambda: MapRun(supervisor, job).results())
+    return supervisor.map_call(job.functions, job.outlives_workers, lambda: MapRun(supervisor, job).results())
 
 
 class MapRun:
@@ -42,6 +43,8 @@ class MapRun:
         self.chunk_bytes = NO_LIMIT if job.chunk_size is not None else supervisor.options.chunk_bytes
         self.before = self.segment.totals()
         self.joiner: Joiner | None = None
+        self.recovery: Recovery | None = None  # if the map outlives its workers
+        self.window = 0  # units of a range that may be claimed
 
     def results(self) -> Any:
         size = self._publish()
@@ -52,6 +55,8 @@ class MapRun:
             all_gathered = self.supervisor.gather()
             if self.joiner is not None:
                 self.joiner.consider(self.collector.sample)
+            if self.recovery is not None:
+                self._recover(self.recovery, size)
             if self.feed is not None:
                 self._feed()
             elif self.job.max_tasks_active is not None:
@@ -61,6 +66,9 @@ class MapRun:
             self.supervisor.start_workers(self.workers, self._has_unclaimed)
             if all_gathered:
                 self.supervisor.sleep(self._grain())
+        if self.recovery is not None:  # so far nobody knew that no more would come
+            self.segment.finish_input(self._published)
+            self.segment.wake(self.n_jobs)
         if self.feed is not None:
             size = self.feed.tasks
         results = self.collector.finish(size)
@@ -115,9 +123,11 @@ class MapRun:
             self.feed = self._make_feed()
             exact = type(job.iterable) in (list, tuple, range, Slices)
             size = job.length if exact and job.length is not None else 0
+        flags = (0 if options.keep_alive else JOB_LAST) | (JOB_KEEP_GOING if job.return_exceptions else 0)
+        self.window = 0 if self.range is None else min(size, job.max_tasks_active or size)
         number = self.segment.publish(
-            unit=UNIT_TASK if self.range is not None else UNIT_CHUNK,
-            flags=0 if options.keep_alive else JOB_LAST,
+            range_units=size if self.range is not None else 0,
+            flags=flags,
             range_start=self.range.start if self.range is not None else 0,
             range_step=self.range.step if self.range is not None else 0,
             chunk_fixed=whole if self.range is not None else 0,
@@ -126,10 +136,14 @@ class MapRun:
             spec=self.supervisor.version,
             lifespan=job.worker_lifespan or 0,
             spec_blob=self.supervisor.blob,
-            avail=0 if self.range is None else min(size, job.max_tasks_active or size),
-            total=None if self.range is None else size,
+            avail=self.window,
+            total=None if self.range is None or job.outlives_workers else size,
         )
-        self.collector.begin(number, size, self.feed)
+        feed = self.feed
+        if job.outlives_workers:
+            self.recovery = self._make_recovery()
+            feed = self.recovery.feed
+        self.collector.begin(number, size, feed, self._revive if job.return_exceptions else None)
         if job.join:
             assert isinstance(job.iterable, Slices)
             self.joiner = Joiner(self.segment, job.iterable, job.out, self._expected_rows)
@@ -148,11 +162,40 @@ class MapRun:
         serializer = self.supervisor.serializer
         return Feed(self.segment, job.iterable, job.limit, serializer, steady, may_read, may_inherit)
 
+    def _make_recovery(self) -> Recovery:
+        job, values, feed = self.job, range(0), self.feed
+        if feed is None:
+            assert self.range is not None
+            values = self.range
+            feed = Feed(self.segment, (), None, self.supervisor.serializer, base=len(values))
+        return Recovery(self.segment, self.collector, feed, values, job.retries, job.return_exceptions)
+
+    def _revive(self, worker_id: int, task: int, payload: Any) -> BaseException:
+        return revive(worker_id, task, payload, self.supervisor.serializer)
+
+    def _recover(self, recovery: Recovery, size: int) -> None:
+        """Give to others what dead workers have left: of a range, when all of it may be claimed."""
+        self.supervisor.settle(recovery)
+        if not recovery.is_open or (self.range is not None and self.window < size):
+            return
+        if recovery.give_again():
+            self.segment.wake(self.n_jobs)
+        elif recovery.feed.outstanding == 0 and recovery.feed.has_pending:
+            self._check_room()
+
+    @property
+    def _published(self) -> int:
+        """Units that may be claimed, or have been."""
+        if self.recovery is not None:
+            return self.recovery.feed.published
+        return self.segment.range_units if self.feed is None else self.feed.published
+
     def _has_unclaimed(self) -> bool:
-        if self.feed is not None:
-            return not self.feed.exhausted or self.segment.claimed() < self.feed.published
-        assert self.range is not None
-        return self.segment.claimed() < len(self.range)
+        if self.feed is not None and not self.feed.exhausted:
+            return True
+        if self.recovery is not None and self.recovery.is_open:
+            return True
+        return self.segment.claimed() < self._published
 
     def _is_done(self) -> bool:
         if self.feed is None:
@@ -162,6 +205,8 @@ class MapRun:
         return feed.exhausted and not feed.has_pending and self.collector.collected == feed.tasks
 
     def _grain(self) -> int:
+        if self.recovery is not None and self.recovery.unsettled:
+            return 1
         if self.joiner is not None and not self.joiner.considered:
             return 1
         left = None if self.job.length is None else self.job.length - self.collector.collected
@@ -169,7 +214,11 @@ class MapRun:
 
     def _open_window(self, size: int) -> None:
         assert self.job.max_tasks_active is not None
-        self.segment.raise_avail(min(size, self.collector.collected + self.job.max_tasks_active))
+        inactive = 0 if self.recovery is None else self.recovery.inactive
+        window = min(size, self.collector.collected + inactive + self.job.max_tasks_active)
+        if window > self.window:
+            self.window = window
+            self.segment.raise_avail(window)
         self.segment.wake(self.n_jobs)
 
     def _task_ns(self) -> float | None:
@@ -194,21 +243,29 @@ class MapRun:
             if not self._publish_chunk(feed):
                 break
         if feed.exhausted and not feed.has_pending:
-            self.segment.finish_input(feed.published)
+            if self.recovery is None:
+                self.segment.finish_input(feed.published)
+            else:
+                self.segment.call_when_claimed(NEVER)
             self.segment.wake(self.n_jobs)
         else:
             self.segment.call_when_claimed(max(0, feed.published - self.schedule.ahead // 2))
+
+    def _check_room(self) -> None:
+        """There is no room for a chunk, and none of those before it is out."""
+        if self.supervisor.all_idle:  # else workers may give memory back
+            raise MemoryError(
+                "fastpool: a chunk of the input needs more shared memory than the pool's memory_limit "
+                f"({self.supervisor.options.memory_limit} bytes) allows; use a smaller chunk_size or elements"
+            )
 
     def _publish_chunk(self, feed: Feed) -> bool:
         self.collector.expect(feed.tasks)
         if not feed.can_publish:
             return False
         if not feed.publish():
-            if feed.outstanding == 0 and self.supervisor.all_idle:  # else workers may give memory back
-                raise MemoryError(
-                    "fastpool: a chunk of the input needs more shared memory than the pool's memory_limit "
-                    f"({self.supervisor.options.memory_limit} bytes) allows; use a smaller chunk_size or elements"
-                )
+            if feed.outstanding == 0:
+                self._check_room()
             return False
         self.schedule.chunks += 1
         if self.supervisor.living < self.workers:  # before the input may make us wait for its next element

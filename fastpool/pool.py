@@ -112,6 +112,8 @@ class WorkerPool:
         worker_init: Callable[..., Any] | None = None,
         worker_exit: Callable[..., Any] | None = None,
         out: numpy.ndarray[Any, Any] | None = None,
+        return_exceptions: bool = False,
+        retries: int = 0,
     ) -> Any:
         """Call a function with each element of an input, in the workers, and return the results in order.
 
@@ -150,6 +152,15 @@ class WorkerPool:
         out : numpy.ndarray, optional
             Of a map over an array: what the joined results are written into. If it is shared, workers do that without
             a copy.
+        return_exceptions : bool, default False
+            Put a failed task's exception in the place of its result, and go on. What a task raises is one; so is a
+            WorkerDiedError, of a task whose worker died too often. What `worker_init` raises still ends the map. Of a
+            map over an array whose chunks have not all succeeded the results are a list.
+        retries : int, default 0
+            How often a task whose worker died is given to another worker before that counts as failure. A task whose
+            result was there is never run again; of what a dead worker held, only the task that it was at may have been
+            begun, and counts as tried. A worker that died has no exit result. Workers that die before they get to a
+            task count too, if nothing else was done in between.
 
         Returns
         -------
@@ -165,7 +176,7 @@ class WorkerPool:
             a :class:`fastpool.RemoteError`; or what the input itself raised while it was iterated. All workers are
             stopped then, without their exit functions; the pool can be used again.
         WorkerDiedError
-            A worker ended without being asked to.
+            A worker ended without being asked to, more often than `retries` allows.
         SerializationError
             An argument, a result or an exception cannot be pickled, or not be unpickled; without fork, also a function
             or the shared objects.
@@ -189,6 +200,8 @@ class WorkerPool:
             worker_exit,
             concatenate_numpy_output,
             out,
+            return_exceptions,
+            retries,
             self._supervisor.options,
         )
         with self._exclusively():

@@ -298,6 +298,7 @@ class WorkerProcess(process.BaseProcess):
         self.worker_id = worker_id
         self.descriptors = descriptors
         self.lent: tuple[int, ...] = ()  # the segment's descriptors for a worker that is no fork
+        self.job = segment.number  # the current one when it was started
         self._main = main
 
     def run(self) -> None:

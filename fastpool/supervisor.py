@@ -18,11 +18,12 @@ from fastpool._collect import Collector
 from fastpool._native import Segment
 from fastpool.arrays import public_spaces, shared_memory
 from fastpool.definition import Definition, same_defaults
-from fastpool.errors import SerializationError, WorkerDiedError
+from fastpool.errors import SerializationError
 from fastpool.functions import Function, Functions, name_of
 from fastpool.machine import cpu_count
 from fastpool.options import PoolOptions
 from fastpool.process import WORKERS, WorkerProcess, bury_unknown
+from fastpool.recovery import Death, Elimination, Recovery
 from fastpool.serializer import make_serializer
 
 logger = logging.getLogger("fastpool")
@@ -52,6 +53,7 @@ class Supervisor:
         self._collector: Collector | None = None
         self._workers: dict[int, WorkerProcess] = {}
         self._leaving: list[WorkerProcess] = []  # have written their last word, not yet waited for
+        self.deaths: list[Death] | None = None  # that the map outlives, and has not looked at; None: it does not
         self.last_array_map: tuple[Any, Any] = (None, None)  # what its input was like, and its results
         self._in_use_by_workers: list[Any] = []
         self._functions: Functions | None = None
@@ -66,23 +68,27 @@ class Supervisor:
 
     # ---------------------------------------------------------------- the map
 
-    def map_call(self, new: Functions, body: Callable[[], list[Any]]) -> list[Any]:
+    def map_call(self, new: Functions, outlives_workers: bool, body: Callable[[], list[Any]]) -> list[Any]:
         """Run a map with these functions. On any error all workers are stopped, and the error is raised.
 
         No context manager: an interrupt at the end of one could leave `running` set.
         """
         try:
             self.running = True
+            self.deaths = [] if outlives_workers else None
             self._prepare(new)
             results = body()
             if not self.options.keep_alive:
                 self._see_out()
+            for death in self.deaths or ():
+                logger.warning("%s", death.error(range(0)))  # all results were there
             self._take_exit_results()
             return results
         except BaseException:
             self.terminate()
             raise
         finally:
+            self.deaths = None
             self.running = False
 
     def _prepare(self, new: Functions) -> None:
@@ -279,7 +285,7 @@ class Supervisor:
         Raises
         ------
         WorkerDiedError
-            One of them had not been asked to end.
+            One of them had not been asked to end, and the map does not outlive that.
         """
         for worker_id in ended:
             self._check_ended()
@@ -287,30 +293,28 @@ class Supervisor:
             process.reap(block=True)
             self.collector.drain(worker_id)
             self._raise_failure()
-            if self.segment.state(worker_id) != "exited":
-                raise self._death(worker_id, process)
             del self._workers[worker_id]
+            if self.segment.state(worker_id) != "exited":
+                self._mourn(worker_id, process)
             self._empty_lane(worker_id)
 
-    def _death(self, worker_id: int, process: WorkerProcess) -> WorkerDiedError:
+    def _mourn(self, worker_id: int, process: WorkerProcess) -> None:
         popen = process.popen
-        state = self.segment.state(worker_id)
-        self.segment.declare_dead(worker_id)
         exitcode = None if popen.status_lost else popen.returncode
-        tasks = self._tasks_of(worker_id)
-        return WorkerDiedError(worker_id, popen.pid, exitcode, state, tasks, self.options.start_method)
+        state = self.segment.state(worker_id)
+        units, certain = self.segment.held_units(worker_id)
+        death = Death(worker_id, popen.pid, exitcode, state, units, certain, process.job, self.options.start_method)
+        self.segment.declare_dead(worker_id)
+        if self.deaths is None:
+            lost = Elimination(self.segment, self.collector, self._workers).lost_by(death)
+            raise death.error(lost[0] if lost else range(0))
+        self.deaths.append(death)
 
-    def _tasks_of(self, worker_id: int) -> range:
-        """Tasks that a dead worker had claimed and that have no result (csrc/README.md, elimination)."""
-        first, count, certain = self.segment.held_tasks(worker_id)
-        if not count:
-            return range(0)
-        if not certain:
-            for other in self._workers:
-                their_first, their_count, theirs = self.segment.held_tasks(other)
-                if other != worker_id and theirs and their_first <= first < their_first + their_count:
-                    return range(0)
-        return self.collector.missing(first, count)
+    def settle(self, recovery: Recovery) -> None:
+        """Let the map find out what the dead have left."""
+        assert self.deaths is not None
+        deaths, self.deaths = self.deaths, []
+        recovery.settle(deaths, self._workers)
 
     def _raise_failure(self) -> None:
         if self.collector.failures:

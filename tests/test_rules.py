@@ -23,7 +23,7 @@ LAYERS = [
     {"pool"},
     {"mapping"},
     {"supervisor"},
-    {"schedule", "process", "worker", "remote"},
+    {"schedule", "process", "worker", "remote", "recovery"},
     {"job"},
     {"options"},
     {"arrays"},

@@ -23,10 +23,13 @@ typedef struct {
 
 static hand other; /* worker 1's, where the parent is that as well */
 
-static uint64_t publish(fp_segment *segment, uint32_t unit, uint64_t avail, uint64_t total, uint64_t fixed) {
+enum { NO_RANGE = 0, ALL_RANGE = 1 << 20 }; /* units that are tasks of a range */
+
+static uint64_t publish(fp_segment *segment, uint64_t range_units, uint64_t avail, uint64_t total,
+                        uint64_t fixed) {
   uint64_t number = fp_gate_close(segment);
   fp_job *job = &segment->job;
-  job->unit = unit;
+  job->range_units = range_units;
   job->chunk_fixed = fixed;
   job->chunk_ns = 1000;
   job->n_workers = segment->lanes;
@@ -76,8 +79,8 @@ static fp_terms terms_of(uint64_t number) {
   fp_random random = {.state = number * UINT64_C(0x9e3779b97f4a7c15)};
   return (fp_terms){
       .number = number,
-      .unit = random_below(&random, 3) ? FP_UNIT_TASK : FP_UNIT_CHUNK,
-      .flags = (uint32_t)number * 13,
+      .range_units = random_below(&random, 3) ? random_below(&random, most_units) : 0,
+      .flags = number * 13,
       .range_start = -(int64_t)number,
       .range_step = (int64_t)number * 17,
       .chunk_fixed = random_below(&random, 2) ? random_below(&random, 20) : 0,
@@ -93,7 +96,8 @@ static fp_terms terms_of(uint64_t number) {
 
 static void write_terms(fp_job *job, const fp_terms *terms) {
 #define WRITE(field) atomic_store_explicit(&job->field, terms->field, memory_order_relaxed)
-  WRITE(unit), WRITE(flags), WRITE(range_start), WRITE(range_step), WRITE(chunk_fixed), WRITE(chunk_ns);
+  WRITE(range_units), WRITE(flags), WRITE(range_start), WRITE(range_step), WRITE(chunk_fixed),
+      WRITE(chunk_ns);
   WRITE(n_workers), WRITE(spec), WRITE(lifespan), WRITE(spec_offset), WRITE(spec_bytes), WRITE(spec_sum);
 #undef WRITE
 }
@@ -131,7 +135,7 @@ static void test_a_job_is_joined_before_it_is_claimed_from(void) {
   fp_segment *segment = plain_segment(1);
   fp_line *line = fp_line_of(segment, 0);
   hand h = {0};
-  publish(segment, FP_UNIT_TASK, 10, 10, 4);
+  publish(segment, ALL_RANGE, 10, 10, 4);
   CHECK_EQ(next(segment, 0, &h), FP_CLAIM_OTHER);
   CHECK_EQ(atomic_load(&line->job), 0);
   CHECK_EQ(fp_claim_join(segment, 0, &h.terms), 1);
@@ -140,7 +144,7 @@ static void test_a_job_is_joined_before_it_is_claimed_from(void) {
   CHECK_EQ(held(segment, 0), 0);
   CHECK_EQ(next(segment, 0, &h), FP_CLAIM_OK);
   CHECK_EQ(held(segment, 0), fp_held_pack(0, 4, FP_CLAIM_HELD));
-  publish(segment, FP_UNIT_TASK, 10, 10, 3);
+  publish(segment, ALL_RANGE, 10, 10, 3);
   CHECK_EQ(next(segment, 0, &h), FP_CLAIM_OTHER);
   CHECK_EQ(held(segment, 0), 0);
   CHECK_EQ(gate(segment), fp_claim_pack(2, 0));
@@ -154,7 +158,7 @@ static void test_low_bits_of_zero(void) {
   fp_segment *segment = plain_segment(2);
   hand h = {0};
   segment->job.number = WRAP - 1;
-  CHECK_EQ(publish(segment, FP_UNIT_TASK, 10, 10, 4), WRAP);
+  CHECK_EQ(publish(segment, ALL_RANGE, 10, 10, 4), WRAP);
   CHECK_EQ(gate(segment), 0);
   CHECK_EQ(next(segment, 0, &h), FP_CLAIM_OTHER);
   CHECK(claim(segment, 0, &h, 0) == FP_CLAIM_OK && h.terms.number == WRAP && h.count == 4);
@@ -164,9 +168,9 @@ static void test_low_bits_of_zero(void) {
 static void test_joining_shows_no_claim(void) {
   fp_segment *segment = plain_segment(1);
   hand h = {0};
-  publish(segment, FP_UNIT_TASK, 10, 10, 4);
+  publish(segment, ALL_RANGE, 10, 10, 4);
   CHECK_EQ(claim(segment, 0, &h, 0), FP_CLAIM_OK);
-  publish(segment, FP_UNIT_TASK, 10, 10, 4);
+  publish(segment, ALL_RANGE, 10, 10, 4);
   CHECK_EQ(fp_claim_join(segment, 0, &h.terms), 1);
   CHECK_EQ(held(segment, 0), 0);
   CHECK_EQ(atomic_load(&fp_line_of(segment, 0)->job), 2);
@@ -226,7 +230,7 @@ static void test_line_holds(void) {
 static void test_chunks_until_exhausted(void) {
   fp_segment *segment = plain_segment(2);
   hand a = {0}, b = {0};
-  CHECK_EQ(publish(segment, FP_UNIT_TASK, 10, 10, 4), 1);
+  CHECK_EQ(publish(segment, ALL_RANGE, 10, 10, 4), 1);
   CHECK(claim(segment, 0, &a, 0) == FP_CLAIM_OK && a.first == 0 && a.count == 4 && a.terms.number == 1);
   CHECK(claim(segment, 1, &b, 0) == FP_CLAIM_OK && b.first == 4 && b.count == 4);
   CHECK_EQ(held(segment, 0), fp_held_pack(0, 4, FP_CLAIM_HELD));
@@ -244,7 +248,7 @@ static void test_chunks_until_exhausted(void) {
 static void test_starved_and_fed(void) {
   fp_segment *segment = plain_segment(1);
   hand h = {0};
-  publish(segment, FP_UNIT_CHUNK, 0, FP_TOTAL_UNKNOWN, 0);
+  publish(segment, NO_RANGE, 0, FP_TOTAL_UNKNOWN, 0);
   CHECK_EQ(claim(segment, 0, &h, 0), FP_CLAIM_STARVED);
   atomic_store(&segment->job.avail, 3);
   for (uint64_t i = 0; i < 3; i++)
@@ -261,7 +265,7 @@ static void test_starved_and_fed(void) {
 static void test_empty_job(void) {
   fp_segment *segment = plain_segment(1);
   hand h = {0};
-  publish(segment, FP_UNIT_TASK, 0, 0, 0);
+  publish(segment, ALL_RANGE, 0, 0, 0);
   CHECK_EQ(claim(segment, 0, &h, 0), FP_CLAIM_EXHAUSTED);
   plain_free(segment);
 }
@@ -269,19 +273,32 @@ static void test_empty_job(void) {
 static void test_budget(void) {
   fp_segment *segment = plain_segment(1);
   hand h = {0};
-  publish(segment, FP_UNIT_TASK, 100, 100, 10);
+  publish(segment, ALL_RANGE, 100, 100, 10);
   CHECK(claim(segment, 0, &h, 3) == FP_CLAIM_OK && h.count == 3);
   CHECK(claim(segment, 0, &h, 30) == FP_CLAIM_OK && h.count == 10);
   CHECK(claim(segment, 0, &h, 0) == FP_CLAIM_OK && h.count == 10);
   /* a chunk is one unit, however many tasks the parent put into it */
-  publish(segment, FP_UNIT_CHUNK, 5, 5, 10);
+  publish(segment, NO_RANGE, 5, 5, 10);
   CHECK(claim(segment, 0, &h, 3) == FP_CLAIM_OK && h.count == 1);
   CHECK(claim(segment, 0, &h, 0) == FP_CLAIM_OK && h.count == 1);
   plain_free(segment);
 }
 
+/* Behind the tasks of a range come chunks: no claim holds both. */
+static void test_range_then_chunks(void) {
+  fp_segment *segment = plain_segment(1);
+  hand h = {0};
+  publish(segment, 12, 15, FP_TOTAL_UNKNOWN, 10);
+  CHECK(claim(segment, 0, &h, 0) == FP_CLAIM_OK && h.first == 0 && h.count == 10);
+  CHECK(claim(segment, 0, &h, 0) == FP_CLAIM_OK && h.first == 10 && h.count == 2);
+  for (uint64_t unit = 12; unit < 15; unit++)
+    CHECK(claim(segment, 0, &h, 0) == FP_CLAIM_OK && h.first == unit && h.count == 1);
+  CHECK_EQ(claim(segment, 0, &h, 0), FP_CLAIM_STARVED);
+  plain_free(segment);
+}
+
 static void test_size(void) {
-  fp_terms terms = {.unit = FP_UNIT_TASK, .chunk_ns = 1000000, .n_workers = 4};
+  fp_terms terms = {.range_units = ALL_RANGE, .chunk_ns = 1000000, .n_workers = 4};
   CHECK_EQ(fp_claim_size(&terms, 1000000, 0), 16);
   CHECK_EQ(fp_claim_size(&terms, 640, 0), 10);
   CHECK_EQ(fp_claim_size(&terms, 63, 0), 1);
@@ -424,7 +441,7 @@ static int at_every_instruction(int joined, void (*prepare)(fp_segment *), void 
 }
 
 static void prepare_round(fp_segment *segment) {
-  publish(segment, FP_UNIT_TASK, 6, 6, 2);
+  publish(segment, ALL_RANGE, 6, 6, 2);
   claim_as_other(segment, 0, 1);
 }
 
@@ -435,7 +452,7 @@ static void change_round(fp_segment *segment) {
   claim_as_other(segment, 0, 100);
   start_again(segment, 1);
   segment->job.number = WRAP;
-  repeats += publish(segment, FP_UNIT_TASK, 9, 9, 3) == WRAP + 1;
+  repeats += publish(segment, ALL_RANGE, 9, 9, 3) == WRAP + 1;
   claim_as_other(segment, 2, 1);
   CHECK_EQ(fp_claim_index(gate(segment)), 2);
 }
@@ -459,15 +476,15 @@ static void test_a_round_of_numbers_at_every_instruction(void) {
 }
 
 static void prepare_endless(fp_segment *segment) {
-  publish(segment, FP_UNIT_TASK, 2, FP_TOTAL_UNKNOWN, 2);
+  publish(segment, ALL_RANGE, 2, FP_TOTAL_UNKNOWN, 2);
   claim_as_other(segment, 0, 1);
 }
 static void prepare_ended(fp_segment *segment) {
-  publish(segment, FP_UNIT_TASK, 2, 2, 2);
+  publish(segment, ALL_RANGE, 2, 2, 2);
   claim_as_other(segment, 0, 1);
 }
-static void change_to_ended(fp_segment *segment) { publish(segment, FP_UNIT_TASK, 0, 0, 2); }
-static void change_to_endless(fp_segment *segment) { publish(segment, FP_UNIT_TASK, 0, FP_TOTAL_UNKNOWN, 2); }
+static void change_to_ended(fp_segment *segment) { publish(segment, ALL_RANGE, 0, 0, 2); }
+static void change_to_endless(fp_segment *segment) { publish(segment, ALL_RANGE, 0, FP_TOTAL_UNKNOWN, 2); }
 static void check_endless_first(fp_segment *segment, const hand *h) {
   CHECK_EQ(h->found, h->terms.number == 1 ? FP_CLAIM_STARVED : FP_CLAIM_EXHAUSTED);
   CHECK_EQ(held(segment, 0), 0);
@@ -522,11 +539,11 @@ static void read_line(void *context, uint64_t number) {
 static void read_first(void *context) { read_line(context, 1); }
 static void read_second(void *context) { read_line(context, 2); }
 static void prepare_line(fp_segment *segment) {
-  publish(segment, FP_UNIT_TASK, 6, 6, 2);
+  publish(segment, ALL_RANGE, 6, 6, 2);
   CHECK_EQ(claim(segment, 1, &other, 0), FP_CLAIM_OK);
 }
 static void change_line(fp_segment *segment) {
-  publish(segment, FP_UNIT_TASK, 6, 6, 3);
+  publish(segment, ALL_RANGE, 6, 6, 3);
   CHECK_EQ(claim(segment, 1, &other, 0), FP_CLAIM_OK);
 }
 static void check_reading(const hand *h, uint64_t count) {
@@ -555,9 +572,9 @@ static void see_no_claim(void *context) { CHECK_EQ(holds(context, 0, 2), FP_CLAI
 static void test_going_on_at_every_instruction(void) {
   fp_segment *segment = plain_segment(1);
   hand h = {0};
-  publish(segment, FP_UNIT_TASK, 6, 6, 2);
+  publish(segment, ALL_RANGE, 6, 6, 2);
   CHECK_EQ(claim(segment, 0, &h, 0), FP_CLAIM_OK);
-  publish(segment, FP_UNIT_TASK, 6, 6, 2);
+  publish(segment, ALL_RANGE, 6, 6, 2);
   if (step_child(go_on, see_no_claim, segment) != 0) CHECK_EQ(atomic_load(&fp_line_of(segment, 0)->job), 2);
   plain_free(segment);
 }
@@ -590,7 +607,7 @@ static void test_a_death_at_every_instruction(void) {
   dying d = {.segment = plain_segment(1)};
   d.done = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   CHECK(d.done != MAP_FAILED);
-  publish(d.segment, FP_UNIT_TASK, 8, 8, 3);
+  publish(d.segment, ALL_RANGE, 8, 8, 3);
   if (step_child(die_body, die_look, &d) != 0) CHECK_EQ(d.most, 8);
   munmap((void *)d.done, 4096);
   plain_free(d.segment);
@@ -627,7 +644,7 @@ static void run_units(fp_segment *segment, uint32_t worker, const hand *h) {
   check_terms(&h->terms);
   CHECK_EQ(atomic_load(&fp_line_of(segment, worker)->job), h->terms.number);
   CHECK(h->count >= 1 && h->first + h->count <= h->terms.spec_bytes);
-  CHECK(h->count == 1 || h->terms.unit == FP_UNIT_TASK);
+  CHECK(h->count == 1 || h->first + h->count <= h->terms.range_units);
   for (uint64_t i = h->first; i < h->first + h->count; i++) {
     CHECK_EQ(fp_feed_of(segment, i)->first, h->terms.number + i);
     atomic_fetch_add(&stress.times[i], 1);
@@ -901,7 +918,7 @@ static void one_death(int round) {
   fp_segment *segment = plain_segment(MORTALS);
   ledger *book = mmap(NULL, sizeof *book, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   CHECK(book != MAP_FAILED);
-  publish(segment, FP_UNIT_TASK, MORTAL_UNITS, MORTAL_UNITS, 1 + below(5));
+  publish(segment, ALL_RANGE, MORTAL_UNITS, MORTAL_UNITS, 1 + below(5));
   int pids[MORTALS];
   for (uint32_t i = 0; i < MORTALS; i++) {
     pids[i] = fp_fork();
@@ -946,6 +963,7 @@ int main(void) {
   RUN(test_starved_and_fed);
   RUN(test_empty_job);
   RUN(test_budget);
+  RUN(test_range_then_chunks);
   RUN(test_size);
   RUN(test_a_shown_number_is_not_used_again);
   RUN(test_other_numbers_are_used);
