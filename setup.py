@@ -3,6 +3,7 @@
 Switches (environment variables, "1" turns one on):
     FASTPOOL_POSIX      only POSIX system calls, none of Linux's own (tests the portable ways)
     FASTPOOL_SANITIZE   AddressSanitizer and UndefinedBehaviorSanitizer
+    FASTPOOL_POINTS     places in the core where tests can end a worker (csrc/points.h)
     FASTPOOL_DEBUG      no optimisation, assertions on
 """
 
@@ -35,6 +36,8 @@ if switched("SANITIZE"):
     link_args += sanitize
 if switched("POSIX"):
     macros += [("FP_POSIX", None)]
+if switched("POINTS"):
+    macros += [("FP_POINTS", None)]
 
 
 def extension(name: str, sources: list[str]) -> Extension:

@@ -5,6 +5,7 @@
 
 #include "checksum.h"
 #include "platform.h"
+#include "points.h"
 
 #define HEADER       ((uint64_t)sizeof(fp_block))
 #define BYTES_MAX    (UINT64_C(1) << 46) /* a segment is never longer: half of a 47-bit address space */
@@ -288,6 +289,7 @@ int fp_heap_alloc(fp_segment *segment, uint32_t owner, uint64_t bytes, uint64_t 
     if (size != need) return FP_DAMAGED;
   }
   take(segment, at, size, need, bytes);
+  FP_POINT(ALLOCATED);
   *offset = at + HEADER;
   return 0;
 }

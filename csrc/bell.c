@@ -2,6 +2,8 @@
 
 #include <errno.h>
 
+#include "points.h"
+
 #define YIELDS          8   /* after spinning, before sleeping */
 #define LOOKS_A_CLOCK   16  /* looks at the predicate for each look at the clock */
 #define FIRST_BUDGET_NS 500 /* what a wait that ended while yielding is trusted with */
@@ -17,6 +19,7 @@ static int spin_until(uint64_t end, fp_predicate predicate, void *context) {
 }
 
 static int spin_and_yield(const fp_spin *spin, fp_predicate predicate, void *context, uint64_t deadline_ns) {
+  FP_POINT(SPINNING);
   if (spin->budget_ns > 0) {
     uint64_t end = fp_now_ns() + spin->budget_ns;
     if (spin_until(end < deadline_ns ? end : deadline_ns, predicate, context)) return 1;
@@ -65,6 +68,7 @@ static int sleep_once(fp_bell *bell, const fp_event *event, int barrier_all, fp_
     disarm(bell);
     return FP_WAIT_READY;
   }
+  FP_POINT(ASLEEP);
   int result = fp_poll(fds, ready, n, time_left(deadline_ns)); /* S4 */
   disarm(bell);                                                /* S5 */
   /* before the look below: whoever published after this drain finds sleeping 0 and writes nothing, and whoever

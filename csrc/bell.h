@@ -5,6 +5,7 @@
 
 #include "layout.h"
 #include "platform.h"
+#include "points.h"
 
 /* How long a waiter spins before it sleeps. It follows what spinning earned: doubles when the wait ended
  * while spinning, halves when it did not, between 0 and limit. Private to its owner. */
@@ -35,6 +36,7 @@ int fp_bell_wait(fp_bell *bell, const fp_event *event, fp_spin *spin, int barrie
  * has already written, so a ringer may stop for ever at any instruction here and silence nobody else.
  * Returns 1 if it made a system call. */
 static inline int fp_bell_ring(fp_bell *bell, const fp_event *event) {
+  FP_POINT(RINGING);
   fp_fence();                                                                   /* W1 */
   uint32_t sleep = atomic_load_explicit(&bell->sleeping, memory_order_acquire); /* W2 */
   if (sleep == 0) return 0;

@@ -1,5 +1,7 @@
 #include "board.h"
 
+#include "points.h"
+
 static const char *const names[FP_STATES] = {
     [FP_STARTING] = "starting", [FP_IDLE] = "idle",       [FP_INITIALIZING] = "initializing",
     [FP_RUNNING] = "running",   [FP_EXITING] = "exiting", [FP_EXITED] = "exited",
@@ -28,6 +30,8 @@ int fp_state_may(uint32_t from, uint32_t to) {
 int fp_state_move(fp_line *line, uint32_t to) {
   uint32_t from = atomic_load_explicit(&line->state, memory_order_acquire);
   if (!fp_state_may(from, to)) return FP_MISUSE;
+  if (from == FP_STARTING) FP_POINT(HELLO);
+  if (to == FP_EXITED) FP_POINT(LEAVING);
   atomic_store_explicit(&line->state, to, memory_order_release);
   return 0;
 }

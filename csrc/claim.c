@@ -1,6 +1,7 @@
 #include "claim.h"
 
 #include "platform.h"
+#include "points.h"
 
 static int same_low_bits(uint64_t a, uint64_t b) { return ((a ^ b) & FP_NUMBER_MASK) == 0; }
 
@@ -163,9 +164,11 @@ int fp_claim_next(fp_segment *segment, uint32_t worker, const fp_terms *terms, u
     }
     uint64_t index = fp_claim_index(word), n = how_many(terms, index, left, budget, task_ns);
     atomic_store_explicit(&line->claim, fp_held_pack(index, n, FP_CLAIM_INTENT), memory_order_release);
+    FP_POINT(INTENT);
     if (!atomic_compare_exchange_strong_explicit(&segment->gate.claim, &word, word + n, memory_order_acq_rel,
                                                  memory_order_relaxed))
       continue;
+    FP_POINT(CLAIMED);
     atomic_store_explicit(&line->claim, fp_held_pack(index, n, FP_CLAIM_HELD), memory_order_release);
     *first = index;
     *count = n;

@@ -1,5 +1,7 @@
 #include "lane.h"
 
+#include "points.h"
+
 #define HEADER  ((uint64_t)sizeof(fp_record))
 #define PAYLOAD (UINT32_MAX & ~UINT32_C(7)) /* a record's `capacity` and `used` are 32 bits wide */
 #define COUNT   UINT32_C(0x7fffffff)        /* and its count 31 */
@@ -94,12 +96,14 @@ int fp_writer_open(fp_writer *writer, uint16_t kind, uint8_t phase, uint64_t job
   writer->end = writer->at + most;
   /* Release: publishes the header, and the PAD before it. */
   atomic_store_explicit(&writer->lane->head, start + HEADER, memory_order_release);
+  FP_POINT(RECORD);
   return 0;
 }
 
 void fp_writer_close(fp_writer *writer) {
   if (!writer->record) return;
   uint64_t used = used_of(writer), count = writer->committed - writer->record->base;
+  FP_POINT(CLOSING);
   /* Release, and after the last commit: who sees a record closed sees all its items. */
   atomic_store_explicit(&writer->record->closed, FP_CLOSED | count << 32 | used, memory_order_release);
   writer->position = next_position(writer->position, used, writer->ring_bytes);

@@ -9,6 +9,8 @@
 
 #include "platform.h"
 
+#include "points.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -679,5 +681,6 @@ void fp_yield(void) { sched_yield(); }
 
 int fp_fork(void) {
   pid_t pid = fork();
+  if (pid == 0) FP_POINT(FORKED);
   return pid >= 0 ? pid : -errno;
 }

@@ -101,7 +101,9 @@ class Host:
     def describe(self, error: BaseException, what: str, task: int | None, element: Any) -> bytes:
         """The pickled description of an exception: see :func:`fastpool.remote.revive`."""
         text = "".join(traceback.format_exception(type(error), error, own_part(error)))
-        if what not in ("task", "worker_init", "worker_exit", "worker") and not isinstance(error, FastpoolError):
+        if what == "function" and not isinstance(error, FastpoolError):
+            what = "worker"  # a signal handler raised it
+        if what in ("argument", "result", "exit result") and not isinstance(error, FastpoolError):
             detail = f"{type(error).__qualname__}: {error}"
             cause = error
             error = SerializationError(what, task, self.worker_id, detail)

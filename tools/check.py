@@ -87,6 +87,7 @@ def models_steps(full: bool) -> Iterator[Step]:
 def tests_steps(full: bool) -> Iterator[Step]:
     environment = (("FASTPOOL_LONG", "1"),) if full else ()
     yield Step("Python tests, POSIX build", ["sh", "tools/test_posix.sh", sys.executable])
+    yield Step("crash matrix", ["sh", "tools/test_crashes.sh", sys.executable], environment=environment)
     if full:
         yield Step("codec, sanitized", ["sh", "tools/test_asan.sh", sys.executable], "apt-get install gcc")
     yield Step("Python tests", [sys.executable, "-m", "pytest", "tests"], environment=environment)

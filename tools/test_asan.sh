@@ -12,14 +12,8 @@ if [ ! -e "$asan" ] || [ ! -e "$ubsan" ]; then
     echo "not run: the C compiler has no libasan.so and libubsan.so"
     exit 77
 fi
-copy=build/asan
-mkdir -p "$copy"
-for part in fastpool csrc tests setup.py pyproject.toml README.md .gitignore; do
-    rm -rf "${copy:?}/$part"
-    cp -R "$part" "$copy/"
-done
-cd "$copy"
-rm -f fastpool/*.so
+sh tools/copy_tree.sh build/asan
+cd build/asan
 FASTPOOL_SANITIZE=1 "$python" setup.py --quiet build_ext --inplace
 # Python's own allocator hides where an object ends. What Python keeps until its end is no leak of ours. Not captured: the
 # sanitizer's last words.

@@ -4,13 +4,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 python=$1
-copy=build/posix
-mkdir -p "$copy"
-for part in fastpool csrc tests docs benchmarks setup.py pyproject.toml README.md .gitignore; do
-    rm -rf "${copy:?}/$part"
-    cp -R "$part" "$copy/"
-done
-cd "$copy"
-rm -f fastpool/*.so
+sh tools/copy_tree.sh build/posix
+cd build/posix
 FASTPOOL_POSIX=1 "$python" setup.py --quiet build_ext --inplace
 exec "$python" -m pytest -q tests

@@ -1,0 +1,357 @@
+"""The crash matrix: a worker meets its fate at each place of its life, under each kind of map.
+
+Runs against a build with ``FASTPOOL_POINTS=1`` (tools/test_crashes.sh). What must come of a cell is written down in
+:func:`expected`; everything else about a cell holds for all: the outcome comes soon, nothing is left behind, the pool can be
+used again. `make test` runs a sample in which each pair of values of two dimensions occurs, `make test-full` all cells.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import logging
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy
+import pytest
+from leftovers import read_process
+
+from fastpool import RemoteError, SerializationError, WorkerDiedError, WorkerPool, _native, supervisor
+
+N = 40  # tasks
+CHUNK = 5
+VICTIM = 17
+SOON = 1.0  # seconds
+
+core = ctypes.CDLL(_native.__file__)  # type: ignore[attr-defined]
+
+
+# ---------------------------------------------------------------- the dimensions
+
+
+class Place(NamedTuple):
+    """Where a worker is: a point of csrc/points.h, or (from 100 on) of the functions below; and what the board may say."""
+
+    point: int
+    states: set[str]
+
+
+PLACES = {
+    "starting": Place(1, {"starting"}),
+    "before the first hello": Place(2, {"starting"}),
+    "init": Place(100, {"initializing"}),
+    "idle and spinning": Place(3, {"idle", "running"}),
+    "idle and asleep": Place(4, {"idle", "running"}),
+    "intent written": Place(5, {"idle", "running"}),
+    "claimed": Place(6, {"idle", "running"}),
+    "in the task": Place(101, {"running"}),
+    "encoding": Place(102, {"running"}),
+    "a record without items": Place(7, {"running", "exiting"}),
+    "a record with items": Place(8, {"running", "exiting"}),
+    "allocating": Place(9, {"running"}),
+    "between commit and bell": Place(10, {"idle", "running", "exiting", "exited"}),
+    "exit function": Place(103, {"exiting"}),
+    "after it": Place(11, {"exiting"}),
+}
+
+
+class Fate(NamedTuple):
+    """What happens: an action of csrc/points.h, and the exit code; or the exception of a signal handler."""
+
+    action: int
+    exitcode: int
+    raises: type[BaseException] | None = None
+
+
+FATES = {
+    "exception": Fate(signal.SIGUSR1, 1, LookupError),
+    "sys.exit": Fate(signal.SIGUSR1, 1, SystemExit),
+    "MemoryError": Fate(signal.SIGUSR1, 1, MemoryError),
+    "os._exit": Fate(-1, 3),
+    "SIGSEGV": Fate(signal.SIGSEGV, -signal.SIGSEGV),
+    "SIGKILL": Fate(signal.SIGKILL, -signal.SIGKILL),
+    "SIGTERM": Fate(signal.SIGTERM, -signal.SIGTERM),
+    "SIGSTOP, SIGKILL": Fate(-2, -signal.SIGKILL),
+}
+
+INPUTS = ("range", "list", "generator", "array")
+DIMENSIONS = (tuple(PLACES), tuple(FATES), INPUTS, (False, True), (None, 10), (0, 3))
+
+
+class Cell(NamedTuple):
+    place: str
+    fate: str
+    input: str
+    keep_alive: bool
+    lifespan: int | None
+    retries: int
+
+    def __str__(self) -> str:
+        kept = "kept" if self.keep_alive else "not kept"
+        return f"{self.place}, {self.fate}, {self.input}, {kept}, lifespan {self.lifespan}, {self.retries} retries"
+
+
+def all_pairs(seed: int) -> list[Cell]:
+    """Cells in which every pair of values of two dimensions occurs."""
+    pick = random.Random(seed)
+    open_pairs = {
+        (i, a, j, b)
+        for i, j in itertools.combinations(range(len(DIMENSIONS)), 2)
+        for a in range(len(DIMENSIONS[i]))
+        for b in range(len(DIMENSIONS[j]))
+    }
+    cells = []
+    while open_pairs:
+        i, a, j, b = pick.choice(sorted(open_pairs))
+        tried = []
+        for _ in range(20):
+            row = [pick.randrange(len(values)) for values in DIMENSIONS]
+            row[i], row[j] = a, b
+            covered = {
+                pair
+                for pair in itertools.combinations(range(len(row)), 2)
+                if (pair[0], row[pair[0]], pair[1], row[pair[1]]) in open_pairs
+            }
+            tried.append((len(covered), row))
+        row = max(tried)[1]
+        open_pairs -= {(x, row[x], y, row[y]) for x, y in itertools.combinations(range(len(row)), 2)}
+        cells.append(Cell(*(values[k] for values, k in zip(DIMENSIONS, row, strict=True))))
+    return cells
+
+
+CELLS = (
+    [Cell(*values) for values in itertools.product(*DIMENSIONS)]
+    if os.environ.get("FASTPOOL_LONG") == "1"
+    else all_pairs(seed=4)
+)
+
+
+# ---------------------------------------------------------------- what must come of it
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How maps, and the end of the pool, went: an error, or none."""
+
+    error: BaseException | None
+    struck: bool  # the fate
+
+
+def expected(cell: Cell, outcome: Outcome) -> str | None:
+    """What is wrong with an outcome, or None."""
+    error, place, fate = outcome.error, PLACES[cell.place], FATES[cell.fate]
+    if not outcome.struck:
+        return "nothing had happened to any worker" if error is not None else must_strike(cell)
+    if fate.raises is not None:
+        return expected_of_exception(cell, error, fate.raises)
+    if error is None:
+        return None if survives(cell) else "the death of a worker went unnoticed"
+    if not isinstance(error, WorkerDiedError):
+        return "not the error for a death"
+    if cell.retries and not ends_at_stop(cell):
+        return "it should have been tried again"
+    if error.exitcode != fate.exitcode:
+        return f"exit code {error.exitcode}, not {fate.exitcode}"
+    if error.state not in place.states:
+        return f"state {error.state}, not {place.states}"
+    return wrong_tasks(cell, error)
+
+
+def wrong_tasks(cell: Cell, error: WorkerDiedError) -> str | None:
+    """The tasks that the error names: those of the victim's chunk from the victim on; in other places, some or none."""
+    tasks = error.tasks
+    if cell.place in ("in the task", "encoding"):
+        end = VICTIM + 1 if cell.input == "array" else VICTIM - VICTIM % CHUNK + CHUNK
+        return None if tasks == range(VICTIM, end) else f"it names {tasks}"
+    if cell.place in ("starting", "before the first hello", "exit function", "after it"):
+        return None if not tasks else f"it names {tasks}"
+    return None if len(tasks) <= CHUNK else f"it names {tasks}"
+
+
+def must_strike(cell: Cell) -> str | None:
+    """Places that every map passes."""
+    seldom = {"idle and spinning", "idle and asleep"}  # only with workers that find nothing to do
+    if cell.place in seldom and not cell.keep_alive:
+        return None
+    return "it was not reached"
+
+
+def survives(cell: Cell) -> bool:
+    """May the death be without consequences?"""
+    if cell.retries:
+        return True
+    return cell.place == "between commit and bell"  # the last ring comes after the last word
+
+
+def ends_at_stop(cell: Cell) -> bool:
+    """May it happen when there is no map any more?"""
+    late = {"exit function", "after it", "between commit and bell", "a record without items", "a record with items"}
+    late |= {"idle and asleep", "idle and spinning"}
+    return cell.keep_alive and cell.place in late
+
+
+def expected_of_exception(cell: Cell, error: BaseException | None, kind: type[BaseException]) -> str | None:
+    if cell.place in ("starting", "before the first hello"):  # there is nobody yet who could report it
+        if error is None:  # Python reports and drops what at-fork hooks raise
+            return None if cell.retries or cell.place == "starting" else "it went unnoticed"
+        if isinstance(error, WorkerDiedError):
+            return None if error.exitcode == 1 and not cell.retries else "another death"
+    if cell.place in ("after it", "between commit and bell") and error is None:  # after the last word
+        return None
+    if cell.place in ("encoding", "a record without items", "allocating") and isinstance(error, SerializationError):
+        return None
+    if type(error) is not kind:
+        return f"not a {kind.__name__}"
+    if not isinstance(error.__cause__, RemoteError):
+        return "it does not say where it comes from"
+    return None
+
+
+# ---------------------------------------------------------------- running a cell
+
+
+def reach(point: int) -> None:
+    core.fp_points_reach(point)
+
+
+class Result:
+    """Travels as a pickle, and arrives as a number."""
+
+    def __init__(self, x: int) -> None:
+        self.x = x
+
+    def __reduce__(self) -> Any:
+        if self.x == VICTIM:
+            reach(102)
+        return int, (self.x,)
+
+
+def value(cell: Cell, x: int) -> Any:
+    if cell.place == "encoding":
+        return Result(x)
+    if cell.place == "allocating":
+        return bytes([x]) * 100_000
+    return x * x
+
+
+def init() -> None:
+    reach(100)
+
+
+def finish() -> int:
+    reach(103)
+    return 1
+
+
+def run(cell: Cell) -> Outcome:
+    fate = FATES[cell.fate]
+
+    def task(x: int) -> Any:
+        if x == VICTIM:
+            reach(101)
+        return value(cell, x)
+
+    def task_of_array(chunk: Any) -> Any:
+        x = int(chunk[0]) // 100
+        if x == VICTIM:
+            reach(101)
+        return chunk * 2.0 if cell.place not in ("encoding", "allocating") else value(cell, x)
+
+    array = numpy.arange(100.0 * N)
+    make = {"range": range, "list": lambda n: list(range(n)), "generator": lambda n: (x for x in range(n))}
+    given = {"chunk_size": CHUNK, "worker_lifespan": cell.lifespan, "worker_init": init, "worker_exit": finish}
+    expected_results = [value(cell, x) for x in range(N)]
+    if cell.place == "encoding":
+        expected_results = list(range(N))
+
+    def call(pool: WorkerPool, retries: int) -> None:
+        if cell.input == "array":
+            given["chunk_size"] = 100
+            results = pool.map(task_of_array, array, retries=retries, **given)  # type: ignore[arg-type]
+            if cell.place not in ("encoding", "allocating"):
+                assert numpy.array_equal(results, array * 2)
+                return
+        else:
+            results = pool.map(task, make[cell.input](N), retries=retries, **given)  # type: ignore
+        assert results == expected_results
+
+    core.fp_points_arm(PLACES[cell.place].point, fate.action, 1, 1)
+    error: BaseException | None = None
+    with WorkerPool(n_jobs=2, keep_alive=cell.keep_alive) as pool:
+        try:
+            call(pool, cell.retries)
+            call(pool, cell.retries)
+            pool.stop_and_join()
+        except AssertionError:
+            raise
+        except BaseException as caught:
+            error = caught
+        struck = core.fp_points_left() < 1
+        core.fp_points_arm(0, 0, 0, 0)
+        if error is not None:
+            error = error.with_traceback(None)
+        call(pool, 0)
+    return Outcome(error, struck)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def surroundings() -> Iterator[None]:
+    """SIGUSR1 raises; whoever stops is killed; workers may spin; no news of deaths."""
+    ended = threading.Event()
+
+    def kill_the_stopped() -> None:
+        while not ended.wait(0.002):
+            process = read_process(core.fp_points_stopped())
+            if process is not None and process.state == "T":
+                os.kill(process.pid, signal.SIGKILL)
+
+    assert core.fp_points_arm(0, 0, 0, 0) == 0, "not built with FASTPOOL_POINTS=1"
+    logging.getLogger("fastpool").setLevel(logging.ERROR)
+    killer = threading.Thread(target=kill_the_stopped, daemon=True)
+    killer.start()
+    yield
+    ended.set()
+    killer.join()
+
+
+slowest: list[tuple[float, str]] = []
+
+
+@pytest.fixture(autouse=True, scope="session")
+def report() -> Iterator[None]:
+    yield
+    took = sorted(slowest)
+    path = Path("build/crash_matrix.txt")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(f"{seconds:.3f} s  {cell}\n" for seconds, cell in reversed(took)))
+    late = sum(seconds > SOON for seconds, _ in took)
+    print(f"\n{len(took)} cells, the slowest {took[-1][0]:.3f} s, {late} over {SOON} s: {path}")
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_cell(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = FATES[cell.fate].raises
+
+    def strike(signum: int, frame: Any) -> None:
+        assert kind is not None
+        raise kind(1)
+
+    if cell.place == "idle and spinning":
+        monkeypatch.setattr(supervisor, "cpu_count", lambda: 8)
+    before = signal.signal(signal.SIGUSR1, strike)
+    try:
+        since = time.monotonic()
+        outcome = run(cell)
+        slowest.append((time.monotonic() - since, str(cell)))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    wrong = expected(cell, outcome)
+    assert wrong is None, f"{wrong}: {outcome.error!r}, {'struck' if outcome.struck else 'not struck'}"

@@ -1,0 +1,10 @@
+#!/bin/sh
+# The crash matrix, against a build with places in the core where a worker can be made to end, in a copy of the tree.
+# usage: test_crashes.sh PYTHON
+set -eu
+cd "$(dirname "$0")/.."
+python=$1
+sh tools/copy_tree.sh build/points
+cd build/points
+FASTPOOL_POINTS=1 "$python" setup.py --quiet build_ext --inplace
+exec "$python" -m pytest -q -p no:faulthandler tests/crash_matrix.py
