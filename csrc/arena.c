@@ -210,16 +210,18 @@ static void split(fp_segment *segment, uint64_t offset, uint64_t keep) {
 
 /* ------------------------------------------------------------------ the cap */
 
-static int over_cap(const fp_segment *segment) {
-  /* A quarter is the parent's alone: what workers keep warm must not leave their next arguments without room. */
+static int over_cap(const fp_segment *segment, const fp_heap *grown) {
+  /* A quarter is the parent's alone, and the last eighth too, whatever the parent's heap holds: what workers keep warm must
+   * not leave their next arguments without room. */
   uint64_t workers = 0, parent = atomic_load(&fp_heap_of(segment, segment->lanes)->charged);
+  int is_parents = grown == fp_heap_of(segment, segment->lanes);
+  uint64_t all = segment->cap - (is_parents ? 0 : segment->cap / FP_RESERVE);
   for (uint32_t i = 0; i < segment->lanes; i++) {
     uint64_t charged = atomic_load(&fp_heap_of(segment, i)->charged);
     if (charged > segment->cap) return 1;
     workers += charged;
   }
-  return workers > segment->cap - segment->cap / 4 || parent > segment->cap ||
-         workers + parent > segment->cap;
+  return workers > segment->cap - segment->cap / 4 || parent > segment->cap || workers + parent > all;
 }
 
 /* Count the heap as `bytes` long. More may stay charged from before: pages that could not be given back. */
@@ -229,7 +231,7 @@ static int charge(const fp_segment *segment, fp_heap *heap, uint64_t bytes) {
   /* Charge, fence, look: of two heaps that grow at once at least one sees the other. */
   atomic_store(&heap->charged, bytes);
   fp_fence();
-  if (!over_cap(segment)) return 0;
+  if (!over_cap(segment, heap)) return 0;
   atomic_store(&heap->charged, before);
   return FP_FULL;
 }

@@ -4,6 +4,7 @@
 
 #include "layout.h"
 
+#define FP_RESERVE    8 /* part of the cap that is for what is on its way to workers: an eighth */
 #define FP_WARM_BYTES (UINT64_C(64) << 20) /* free bytes a heap keeps its pages for */
 #define FP_BLOCK_MIN  UINT64_C(4096)       /* a rest smaller than this is not split off */
 

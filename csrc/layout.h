@@ -227,7 +227,8 @@ typedef struct { /* then int64 dims[ndim], int64 strides[ndim] if STRIDED, then 
   uint32_t ndim;
   uint32_t flags; /* FP_ARRAY_* */
 } fp_array;
-enum { FP_ARRAY_FORTRAN = 1, FP_ARRAY_STRIDED = 2 };
+/* READ_ONLY: so is the view of shared memory that an argument is */
+enum { FP_ARRAY_FORTRAN = 1, FP_ARRAY_STRIDED = 2, FP_ARRAY_READ_ONLY = 4 };
 
 /* Where array results of a map belong: written by the parent before job.plan names it, then constant but for `spoiled`.
  * Task i's result has rows starts[i] ... starts[i + 1] of one array. */

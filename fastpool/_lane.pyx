@@ -10,7 +10,7 @@ from fastpool._native cimport (
     now_ns, peek, store, writer_attach, writer_close, writer_half_full, writer_has_room, writer_largest, writer_open,
 )
 from fastpool._nursery cimport is_block, nursery
-from fastpool._packed cimport KEEP_BYTES, array_bytes, array_data, is_sole
+from fastpool._packed cimport KEEP_BYTES, array_bytes, array_data, is_sole, sole_memory
 
 cdef enum:
     LARGE_BYTES = 1 << 15  # results of more bytes go into a block of their own
@@ -70,7 +70,7 @@ cdef class LaneEncoder(Encoder):
 
     cdef void settle(self, object result) noexcept:
         """After a task that had a place: does an object of the user's lie there, other than the result?"""
-        if nursery.place_taken and not (is_sole(result) and array_data(result) == nursery.place):
+        if nursery.place_taken and sole_memory(result) != nursery.place:
             store(self.plan.at.spoiled, 1)  # before the result is committed
 
     cdef bint put_array(self, object array) except -1:
@@ -95,10 +95,12 @@ cdef class LaneEncoder(Encoder):
         cdef unsigned char *at
         if array.shape != place.shape or array.dtype != place.dtype or load(self.plan.at.spoiled):
             return False
-        if array_data(array) == nursery.place:
-            if not nursery.place_taken:
-                return False
+        if nursery.place_taken and sole_memory(array) == nursery.place:
+            if array_data(array) != nursery.place or not array.flags.c_contiguous:
+                place[...] = array  # it lies there in another order
             nursery.given = nursery.place
+        elif array_data(array) == nursery.place:
+            return False
         else:
             place[...] = array
         at = self.room(FP_KIND_PLACED, 0)

@@ -59,6 +59,7 @@ cdef extern from "layout.h" nogil:
         FP_BORN_WITH
         FP_ARRAY_FORTRAN
         FP_ARRAY_STRIDED
+        FP_ARRAY_READ_ONLY
     const uint64_t FP_NEVER
     const uint64_t FP_MAGIC
     const size_t FP_LINE_BYTES
@@ -194,6 +195,7 @@ cdef extern from "layout.h" nogil:
     ctypedef struct fp_heap:
         uint64_t start
         uint64_t end
+        uint64_t charged
 
     ctypedef struct fp_segment:
         uint64_t bytes
@@ -342,6 +344,7 @@ cdef class Arena:
     cdef set held                 # offsets of blocks that SharedBlocks of this process hold
     cdef bint retired
 
+    cdef bint has_room_beside_reserve(self, uint64_t nbytes) except -1
     cdef SharedBlock hold(self, uint64_t offset, uint64_t bytes)
     cdef void drop(self, uint64_t offset) noexcept
     cdef uint64_t *held_offsets(self) except NULL

@@ -73,6 +73,7 @@ cdef extern from "board.h" nogil:
 
 cdef extern from "arena.h" nogil:
     const uint64_t FP_WARM_BYTES
+    const uint64_t FP_RESERVE
     int fp_arena_create(fp_arena *arena, uint32_t lanes, uint64_t ring_bytes, uint64_t cap)
     int fp_arena_attach(fp_arena *arena, int fd, uint64_t bytes)
     void fp_arena_destroy(fp_arena *arena)
@@ -329,14 +330,25 @@ cdef class Arena:
         fp_arena_destroy(&self.arena)
         self.at = NULL
 
-    def allocate(self, uint64_t nbytes) -> SharedBlock | None:
-        """A block of the owner's heap; None if there is no room."""
+    def allocate(self, uint64_t nbytes, bint keep_reserve=False) -> SharedBlock | None:
+        """A block of the owner's heap; None if there is no room, or none but the reserve for arguments."""
         cdef uint64_t offset = 0
+        if keep_reserve and not self.has_room_beside_reserve(nbytes):
+            return None
         cdef int code = fp_heap_alloc(self.at, self.lanes, nbytes, &offset)
         if code == FP_FULL:
             return None
         check(code, "the owner's large blocks")
         return self.hold(offset, nbytes)
+
+    cdef bint has_room_beside_reserve(self, uint64_t nbytes) except -1:
+        cdef uint64_t taken = 0
+        cdef fp_heap_stats stats
+        cdef uint32_t owner
+        for owner in range(<uint32_t>self.lanes + 1):
+            taken += load(fp_heap_of(self.at, owner).charged)
+        check(fp_heap_measure(self.at, self.lanes, &stats), "the owner's large blocks")
+        return taken - stats.bytes_free + nbytes + self.at.cap // FP_RESERVE <= self.at.cap
 
     cdef SharedBlock hold(self, uint64_t offset, uint64_t bytes):
         """Take over a block that is in use."""

@@ -47,6 +47,7 @@ cdef class Unpacker:
 
 
 cdef bint is_sole(object value) noexcept
+cdef void *sole_memory(object value) noexcept
 cdef void *array_data(object array) noexcept
 cdef uint64_t array_bytes(object array) noexcept
 cdef object view_of(void *data, tuple shape, object dtype)

@@ -20,7 +20,7 @@ import pickle
 import numpy
 
 from fastpool._native cimport (
-    FP_ARRAY_FORTRAN, FP_ARRAY_STRIDED, FP_BORN_WITH, FP_FORM_ARRAY, FP_FORM_PICKLE, FP_FROM_SPACE, FP_INLINE,
+    FP_ARRAY_FORTRAN, FP_ARRAY_READ_ONLY, FP_ARRAY_STRIDED, FP_BORN_WITH, FP_FORM_ARRAY, FP_FORM_PICKLE, FP_FROM_SPACE, FP_INLINE,
     FP_IN_BLOCK, FP_IN_OWNER, FP_IN_SPACE, Space, block_check, block_free, check, demand_space, fp_array, fp_at,
     fp_buffer, fp_packed, peek, read_process, space_of,
 )
@@ -38,6 +38,8 @@ cdef void copy(void *to, const void *source, uint64_t size) noexcept nogil:
 
 cdef extern from *:
     """
+    static PyObject *fastpool_base(PyObject *array) { return PyArray_BASE((PyArrayObject *)array); } /* borrowed */
+
     /* A new array; over `data` that `base` keeps alive, if they are given. */
     static PyObject *fastpool_array(PyObject *dtype, int ndim, const npy_intp *dims, const npy_intp *strides,
                                     void *data, int flags, PyObject *base) {
@@ -51,6 +53,7 @@ cdef extern from *:
       return array;
     }
     """
+    PyObject *array_base "fastpool_base" (object array)
     Py_ssize_t references "Py_REFCNT" (PyObject *value)  # with an object as argument, Cython would add one
     object fastpool_array(object dtype, int ndim, const cnp.npy_intp *dims, const cnp.npy_intp *strides, void *data,
                           int flags, object base)
@@ -159,7 +162,8 @@ cdef class Packer:
         at += head
         (<fp_array *>at)[0] = fp_array(
             kind, <uint32_t>len(dtype), ndim,
-            (FP_ARRAY_FORTRAN if fortran else 0) | (FP_ARRAY_STRIDED if strided else 0))
+            (FP_ARRAY_FORTRAN if fortran else 0) | (FP_ARRAY_STRIDED if strided else 0)
+            | (0 if cnp.PyArray_ISWRITEABLE(array) else FP_ARRAY_READ_ONLY))
         at += sizeof(fp_array)
         copy(at, cnp.PyArray_DIMS(whole), ndim * sizeof(int64_t))
         if strided:
@@ -270,7 +274,10 @@ cdef class Unpacker:
         if total != buffer.bytes:
             raise DamagedMemoryError("an array's shape does not fit its bytes")
         if self.in_place(buffer):
-            return new_array(dtype, head, sizes, self.memory_of(buffer, inlined))
+            result = new_array(dtype, head, sizes, self.memory_of(buffer, inlined))
+            if buffer.where == FP_IN_SPACE:
+                protect(result, head.flags & FP_ARRAY_READ_ONLY)
+            return result
         if self.in_worker and total >= KEEP_BYTES:
             memory = self.spare_bytes(total)
             self.fill(PyByteArray_AS_STRING(memory), buffer, inlined)
@@ -281,8 +288,9 @@ cdef class Unpacker:
 
     cdef object strided(self, object dtype, const fp_array *head, const int64_t *sizes, const fp_buffer *buffer):
         """A view of a shared array, as its parent has it."""
-        return fastpool_array(dtype, head.ndim, <const cnp.npy_intp *>sizes,
-                              <const cnp.npy_intp *>(sizes + head.ndim), self.mapped(buffer), 0, SPACE)
+        result = fastpool_array(dtype, head.ndim, <const cnp.npy_intp *>sizes,
+                                <const cnp.npy_intp *>(sizes + head.ndim), self.mapped(buffer), 0, SPACE)
+        return protect(result, head.flags & FP_ARRAY_READ_ONLY)
 
     cdef bint in_place(self, const fp_buffer *buffer) noexcept:
         """Is the buffer used where it is?"""
@@ -361,11 +369,32 @@ cdef object new_array(object dtype, const fp_array *head, const int64_t *sizes, 
     return fastpool_array(dtype, head.ndim, <const cnp.npy_intp *>sizes, NULL, data, flags, memory)
 
 
+cdef object protect(array, bint read_only):
+    """A view of shared memory is read-only where the caller's is."""
+    if read_only:
+        cnp.PyArray_CLEARFLAGS(array, cnp.NPY_ARRAY_WRITEABLE)
+    return array
+
+
 # ---------------------------------------------------------------- arrays, seen from outside
 
 cdef bint is_sole(object value) noexcept:
     """Is this an array that owns its memory and to which the caller has the only reference?"""
     return is_array(value) and references(<PyObject *>value) == 1 and cnp.PyArray_CHKFLAGS(value, cnp.NPY_ARRAY_OWNDATA)
+
+cdef void *sole_memory(object value) noexcept:
+    """The memory that is free again when the caller's reference, the only one to this array, is gone: the array's own, or
+    that of the array which nothing but this view refers to. NULL: there is none."""
+    cdef PyObject *base
+    if not is_array(value) or references(<PyObject *>value) != 1:
+        return NULL
+    if cnp.PyArray_CHKFLAGS(value, cnp.NPY_ARRAY_OWNDATA):
+        return cnp.PyArray_DATA(value)
+    base = array_base(value)
+    if base is NULL or not is_array(<object>base) or references(base) != 1 \
+            or not cnp.PyArray_CHKFLAGS(<object>base, cnp.NPY_ARRAY_OWNDATA):
+        return NULL
+    return cnp.PyArray_DATA(<object>base)
 
 cdef void *array_data(object array) noexcept:
     return cnp.PyArray_DATA(array)
@@ -400,17 +429,26 @@ cdef bytes dump_with_shared_arrays(object value, list buffers, object make_pickl
 
 
 def reduce_array(value):
-    """How a public array is pickled in an argument: as where it is. Of anything else: NotImplemented."""
-    if not is_array(value):
+    """How a public array is pickled in an argument: as where it is. Of anything else: NotImplemented.
+
+    An array of another class too, if it has nothing of its own to be pickled.
+    """
+    if not cnp.PyArray_Check(value):
         return NotImplemented
     cdef const Space *space = space_of(cnp.PyArray_DATA(value), 1)
     if space is NULL or not space.public:
         return NotImplemented
+    if not is_array(value):
+        kind = type(value)
+        if kind.__reduce__ is not numpy.ndarray.__reduce__ or kind.__reduce_ex__ is not numpy.ndarray.__reduce_ex__ \
+                or getattr(value, "__dict__", None):
+            return NotImplemented
+        return numpy.ndarray.view, (numpy.ndarray.view(value, numpy.ndarray), kind)
     offset = <uint64_t>(<unsigned char *>cnp.PyArray_DATA(value) - space.base)
-    return attach_array, (space.ident, offset, value.dtype, value.shape, value.strides)
+    return attach_array, (space.ident, offset, value.dtype, value.shape, value.strides, value.flags.writeable)
 
 
-def attach_array(ident, offset, dtype, tuple shape, tuple strides):
+def attach_array(ident, offset, dtype, tuple shape, tuple strides, bint writeable):
     """In a worker: the view of a shared array that :func:`reduce_array` describes."""
     cdef const Space *space = demand_space(ident)
     cdef cnp.npy_intp sizes[2 * MOST_DIMS]
@@ -418,7 +456,7 @@ def attach_array(ident, offset, dtype, tuple shape, tuple strides):
     for i in range(n):
         sizes[i] = shape[i]
         sizes[n + i] = strides[i]
-    return fastpool_array(dtype, n, sizes, sizes + n, space.base + <uint64_t>offset, 0, SPACE)
+    return protect(fastpool_array(dtype, n, sizes, sizes + n, space.base + <uint64_t>offset, 0, SPACE), not writeable)
 
 
 SPACE = object()  # base of arrays over memory that is mapped as long as the process lives

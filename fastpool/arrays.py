@@ -165,19 +165,34 @@ class Joiner:
         What the results are to be written into.
     expected : RowKind or None
         What results will probably be like: the plan is made at once.
+    in_place : bool
+        Results may be written where they belong in a new array; not if the function is known to leave others there.
     """
 
-    def __init__(self, segment: Segment, slices: Slices, out: Array | None, expected: RowKind | None = None) -> None:
+    def __init__(
+        self,
+        segment: Segment,
+        slices: Slices,
+        out: Array | None,
+        expected: RowKind | None = None,
+        in_place: bool = True,
+    ) -> None:
         self.segment = segment
         self.slices = slices
         self.out = out
         self.whole: Array | None = None
         self.plan: SharedBlock | None = None
-        self.considered = False
-        if out is not None and is_public(out) and out.flags.c_contiguous and out.ndim and len(out) == self.rows:
+        self.considered = not in_place
+        if out is not None and self._takes_results(out):
             self._use(out)
-        elif expected is not None:
+        elif expected is not None and in_place:
             self._plan_for(expected)
+
+    def _takes_results(self, out: Array) -> bool:
+        """Can workers write into this array, task by task? Not over another task's input."""
+        if type(out) is not numpy.ndarray or not is_public(out) or not out.flags.c_contiguous or not out.ndim:
+            return False
+        return len(out) == self.rows and (same_place(out, self.slices.array) or not overlap(out, self.slices.array))
 
     @property
     def rows(self) -> int:
@@ -197,7 +212,7 @@ class Joiner:
 
     def _plan_for(self, kind: RowKind) -> None:
         nbytes = kind.dtype.itemsize * math.prod(kind.shape) * self.rows
-        if nbytes < LEAST_PLANNED or (block := self.segment.allocate(nbytes)) is None:
+        if nbytes < LEAST_PLANNED or (block := self.segment.allocate(nbytes, keep_reserve=True)) is None:
             return
         self._use(numpy.ndarray((self.rows, *kind.shape), kind.dtype, buffer=block))  # type: ignore[arg-type]
 
@@ -269,8 +284,30 @@ class Joiner:
             return joined
         if joined.shape != self.out.shape:
             raise ValueError(f"out has shape {self.out.shape}, but the results together have {joined.shape}")
-        numpy.copyto(self.out, joined, casting="same_kind")
+        if isinstance(self.out, numpy.ma.MaskedArray):
+            if not numpy.can_cast(joined.dtype, self.out.dtype, "same_kind"):
+                raise TypeError(f"results of type {joined.dtype} cannot be put into an out of type {self.out.dtype}")
+            self.out[...] = joined
+        elif isinstance(joined, numpy.ma.MaskedArray):
+            raise TypeError("out must be a masked array to take masked results")
+        else:
+            numpy.copyto(self.out, joined, casting="same_kind")
         return self.out
+
+
+def overlap(a: Array, b: Array) -> bool:
+    """May an element of one lie where one of the other does? As numpy sees it without solving for it."""
+    return numpy.may_share_memory(a, b)
+
+
+def same_place(a: Array, b: Array) -> bool:
+    """Does each row of one lie where that of the other does?"""
+    return (
+        a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
+        and a.strides[:1] == b.strides[:1]
+        and a.nbytes == b.nbytes
+        and b.flags.c_contiguous
+    )
 
 
 def concatenate(arrays: list[Array]) -> Array:

@@ -88,7 +88,7 @@ class MapRun:
 
     def _join(self, joiner: Joiner, results: list[Any]) -> Any:
         if joiner.is_spoiled:
-            self.supervisor.keep_until_workers_end(joiner.whole)
+            self.supervisor.keep_until_workers_end(joiner.whole)  # once: memory that cannot be used again
         self.supervisor.last_array_map = self._input_kind, joiner.found
         return joiner.join(results)
 
@@ -146,7 +146,8 @@ class MapRun:
         self.collector.begin(number, size, feed, self._revive if job.return_exceptions else None)
         if job.join:
             assert isinstance(job.iterable, Slices)
-            self.joiner = Joiner(self.segment, job.iterable, job.out, self._expected_rows)
+            in_place = self.supervisor.keeps_places != self.supervisor.version
+            self.joiner = Joiner(self.segment, job.iterable, job.out, self._expected_rows, in_place)
         return size
 
     def _make_feed(self) -> Feed:

@@ -56,6 +56,7 @@ class Supervisor:
         self.deaths: list[Death] | None = None  # that the map outlives, and has not looked at; None: it does not
         self.last_array_map: tuple[Any, Any] = (None, None)  # what its input was like, and its results
         self._in_use_by_workers: list[Any] = []
+        self.keeps_places = -1  # version of functions that leave objects of theirs where results belong
         self._functions: Functions | None = None
         self._definitions: list[Definition] = []  # of the functions
         self._known: dict[str, Any] = {}  # functions that living workers have, by name
@@ -222,8 +223,9 @@ class Supervisor:
         return all(self.segment.state(worker_id) == "idle" for worker_id in self._workers)
 
     def keep_until_workers_end(self, memory: Any) -> None:
-        """A worker has an object of the user's in this memory."""
+        """A worker has an object of the user's in this memory. The next map of these functions keeps away from it."""
         self._in_use_by_workers.append(memory)
+        self.keeps_places = self._version
 
     def start_worker(self, worker_id: int) -> None:
         """Start a worker in a free lane."""

@@ -1,8 +1,8 @@
 """The crash matrix: a worker meets its fate at each place of its life, under each kind of map.
 
 Runs against a build with ``FASTPOOL_POINTS=1`` (tools/test_crashes.sh). What must come of a cell is written down in
-:func:`expected`; everything else about a cell holds for all: the outcome comes soon, nothing is left behind, the pool can be
-used again. `make test` runs a sample in which each pair of values of two dimensions occurs, `make test-full` all cells.
+:func:`expected`; the rest holds for all cells: the outcome comes soon, nothing is left behind, the pool can be used
+again. `make test` runs a sample in which each pair of values of two dimensions occurs, `make test-full` all cells.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ core = ctypes.CDLL(_native.__file__)  # type: ignore[attr-defined]
 
 
 class Place(NamedTuple):
-    """Where a worker is: a point of csrc/points.h, or (from 100 on) of the functions below; and what the board may say."""
+    """Where a worker is: a point of csrc/points.h, or (from 100 on) in the functions below; what its line may say."""
 
     point: int
     states: set[str]

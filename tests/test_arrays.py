@@ -415,3 +415,58 @@ def test_shared_memory_is_given_back() -> None:
     assert arena.heap(1)["bytes_used"] >= before + 8 * MEGABYTE
     del view
     assert arena.heap(1)["bytes_used"] == before
+
+
+def overwrite_nested(value: Any) -> None:
+    (value["array"] if isinstance(value, dict) else value)[...] = -1
+
+
+def overwrite_three(array: Any) -> None:
+    array[...] = 3
+
+
+def test_a_read_only_view_of_a_shared_array_is_read_only_in_workers(start_method: str) -> None:
+    shared = fastpool.asshared(np.arange(8.0).reshape(2, 4))
+    closed = shared.view()
+    closed.flags.writeable = False
+    views = (closed, closed[:, ::2], closed.T, np.broadcast_to(shared[0], (3, 4)))
+    with WorkerPool(n_jobs=1, start_method=start_method, keep_alive=True) as pool:
+        for view in views:
+            for argument in ((view,), ({"array": view},)):
+                with pytest.raises(ValueError, match="read-only"):
+                    pool.map(overwrite_nested, [argument])
+        with pytest.raises(ValueError, match="read-only"):
+            pool.map(overwrite_three, closed)
+        pool.map(overwrite_nested, [(shared,)])
+    assert (closed == -1).all()
+
+
+class Plain(np.ndarray[Any, Any]):
+    """Nothing of its own."""
+
+
+class Labelled(np.ndarray[Any, Any]):
+    """Has something of its own, which its pickle would have to hold."""
+
+    label: str
+
+
+def test_shared_arrays_of_other_classes_are_shared(start_method: str) -> None:
+    records = fastpool.empty(3, [("a", "f8"), ("b", "i4")])
+    matrix = fastpool.empty((2, 2), float)
+    views = (records.view(np.recarray), matrix.view(Plain), records.view(np.recarray)[::2])
+    with WorkerPool(n_jobs=1, start_method=start_method) as pool:
+        assert pool.map(kind_and_fill, [(view,) for view in views]) == ["recarray", "Plain", "recarray"]
+    assert records["a"].tolist() == [7, 7, 7]
+    assert (matrix == 7).all()
+    labelled = matrix.view(Labelled)
+    labelled.label = "mine"
+    matrix[...] = 0
+    with WorkerPool(n_jobs=1, start_method=start_method) as pool:
+        assert pool.map(kind_and_fill, [(labelled,)]) == ["Labelled"]
+    assert (matrix == 0).all()  # travels by value, as numpy pickles it
+
+
+def kind_and_fill(array: Any) -> str:
+    array[...] = 7
+    return type(array).__name__

@@ -342,3 +342,109 @@ def test_without_a_way_to_read_the_parents_memory() -> None:
             assert pool._supervisor.can_read is False
     finally:
         _native.refuse(0)
+
+
+# ---------------------------------------------------------------- results that lie in their places in other ways
+
+
+def in_columns(chunk: Any) -> Any:
+    made = np.empty(chunk.shape, order="F")
+    made[...] = chunk
+    return made
+
+
+def turned_over(chunk: Any) -> Any:
+    made = np.empty_like(chunk, order="C")
+    made[::-1] = chunk
+    return made[::-1]
+
+
+def as_one_column(chunk: Any) -> Any:
+    return (chunk[:, :1] * 1.0).reshape(-1, 1)
+
+
+@pytest.mark.parametrize("function", [np.asfortranarray, in_columns, turned_over, np.copy])
+@pytest.mark.parametrize("keep_alive", [False, True], ids=["fresh", "kept"])
+def test_results_of_another_order(function: Callable[..., Any], keep_alive: bool) -> None:
+    plain = np.arange(2.0 * LARGE).reshape(-1, 2)
+    shared = fastpool.asshared(np.arange(2.0 * LARGE).reshape(2, -1)).T
+    out = fastpool.empty(plain.shape, plain.dtype)
+    with WorkerPool(n_jobs=2, keep_alive=keep_alive) as pool:
+        for array in (plain, shared, plain):
+            assert identical(pool.map(function, array), np.ascontiguousarray(array))
+            pool.map(function, array, out=out)
+            assert (out == array).all()
+
+
+@pytest.mark.parametrize("function", [as_one_column, turned_over])
+def test_a_view_of_a_fresh_array_is_born_in_place(function: Callable[..., Any]) -> None:
+    array = np.arange(2.0 * LARGE).reshape(-1, 2)
+    with WorkerPool(n_jobs=2, keep_alive=True) as pool:
+        for _ in range(6):
+            pool.map(function, array)
+        segment = pool._supervisor.segment
+        assert segment.heap(segment.lanes)["bytes_used"] < array.nbytes
+
+
+kept: Any = None
+
+
+def keep_the_latest(chunk: Any) -> Any:
+    global kept
+    kept = chunk * 2
+    return kept
+
+
+def test_what_workers_keep_costs_memory_once() -> None:
+    array = np.arange(float(LARGE))
+    with WorkerPool(n_jobs=2, keep_alive=True) as pool:
+        for _ in range(6):
+            assert (pool.map(keep_the_latest, array) == array * 2).all()
+        segment = pool._supervisor.segment
+        assert segment.heap(segment.lanes)["bytes_used"] < 2 * array.nbytes
+
+
+def test_kept_results_leave_room_for_arguments() -> None:
+    array = np.arange(500_000.0)
+    with WorkerPool(n_jobs=2, keep_alive=True, memory_limit=64 << 20) as pool:
+        results = [pool.map(np.negative, array) for _ in range(40)]
+        assert pool.map(len, ["x" * 1_000_000] * 3) == [1_000_000] * 3
+        assert sum(pool.map(len, ["x" * 1000] * 10_000)) == 10_000_000
+        assert all((result == -array).all() for result in results)
+
+
+@pytest.mark.parametrize(
+    ("given", "into"),
+    [(slice(None, -1), slice(1, None)), (slice(1, None), slice(None, -1)), (slice(None, None, -1), slice(None))],
+)
+def test_an_out_over_other_rows_of_the_input(given: slice, into: slice) -> None:
+    shared = fastpool.asshared(np.arange(float(LARGE)))
+    expected = shared[given] * 2
+    with WorkerPool(n_jobs=2) as pool:
+        pool.map(double, shared[given], out=shared[into])
+    assert (shared[into] == expected).all()
+
+
+def double(chunk: Any) -> Any:
+    return chunk * 2
+
+
+def masked_threes(chunk: Any) -> Any:
+    return np.ma.masked_equal(chunk, 3)
+
+
+def test_masks_and_out() -> None:
+    array = np.arange(6.0)
+    with WorkerPool(n_jobs=2) as pool:
+        out = np.ma.masked_all(6)
+        assert pool.map(masked_threes, array, out=out) is out
+        assert out.mask.tolist() == [False, False, False, True, False, False]
+        assert out.compressed().tolist() == [0, 1, 2, 4, 5]
+        out = np.ma.masked_all(6)
+        pool.map(double, array, out=out)
+        assert not np.ma.is_masked(out)
+        assert (out == array * 2).all()
+        with pytest.raises(TypeError, match="out must be a masked array"):
+            pool.map(masked_threes, array, out=np.empty(6))
+        with pytest.raises(TypeError, match="float64 cannot be put into an out of type int64"):
+            pool.map(double, array, out=np.ma.zeros(6, dtype="i8"))
