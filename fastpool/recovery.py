@@ -151,7 +151,7 @@ class Recovery:
         if not deaths:
             return
         elimination = Elimination(self.segment, self.collector, living)
-        for death in deaths:
+        for death in sorted(deaths, key=lambda death: not death.certain):  # what is certain is not another's
             if elimination.is_unclear(death):
                 self.unsettled.append(death)
             else:

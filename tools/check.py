@@ -91,6 +91,7 @@ def tests_steps(full: bool) -> Iterator[Step]:
     if full:
         yield Step("codec, sanitized", ["sh", "tools/test_asan.sh", sys.executable], "apt-get install gcc")
     yield Step("Python tests", [sys.executable, "-m", "pytest", "tests"], environment=environment)
+    yield Step("soak", [sys.executable, "-m", "benchmarks.soak", "--minutes", "5" if full else "0.5"])
     if full:
         yield Step("counts", [sys.executable, "-m", "benchmarks.counts"], "apt-get install strace")
 
