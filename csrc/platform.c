@@ -126,6 +126,14 @@ static void guards_start(void) {
   guards_error = pthread_atfork(guards_before_fork, guards_in_parent, guards_in_child);
 }
 
+static int guards_ready(void) {
+  pthread_once(&guards_once, guards_start);
+  int error = guards_error;
+  if (error != 0)
+    guards_once = (pthread_once_t)PTHREAD_ONCE_INIT; /* no memory: the next caller tries again */
+  return -error;
+}
+
 /* The table is never freed: an entry may outlive any pool. */
 static int guards_make_room(void) {
   if (guards_n < guards_room) return 0;
@@ -138,10 +146,10 @@ static int guards_make_room(void) {
 }
 
 static int pipe_guarded(int fds[2], int kept) {
-  pthread_once(&guards_once, guards_start);
-  if (guards_error != 0) return -guards_error;
+  int result = guards_ready();
+  if (result < 0) return result;
   pthread_mutex_lock(&guards_lock);
-  int result = guards_make_room();
+  result = guards_make_room();
   if (result == 0) result = pipe_cloexec(fds);
   if (result == 0) guards[guards_n++] = (guard){.fd = fds[1], .kept = kept, .keeper = pthread_self()};
   pthread_mutex_unlock(&guards_lock);
@@ -503,10 +511,10 @@ void fp_watch_child(fp_watch *watch) {
 }
 
 int fp_watch_inherit(int life_fd) {
-  pthread_once(&guards_once, guards_start);
-  if (guards_error != 0) return -guards_error;
+  int result = guards_ready();
+  if (result < 0) return result;
   pthread_mutex_lock(&guards_lock);
-  int result = guards_make_room();
+  result = guards_make_room();
   if (result == 0) guards[guards_n++] = (guard){.fd = life_fd};
   pthread_mutex_unlock(&guards_lock);
   return result;
