@@ -288,6 +288,24 @@ void fp_memory_expect(void *address, uint64_t bytes) {
 #endif
 }
 
+int fp_memory_is_bounded(int fd) {
+  struct statvfs fs;
+  return fstatvfs(fd, &fs) == 0 && fs.f_blocks != 0;
+}
+
+int fp_memory_commit(void *address, uint64_t bytes) {
+#ifdef MADV_POPULATE_WRITE
+  uintptr_t start = (uintptr_t)address & ~((uintptr_t)fp_page_bytes() - 1);
+  int result;
+  do result = madvise((void *)start, (uintptr_t)address + bytes - start, MADV_POPULATE_WRITE);
+  while (result != 0 && (errno == EINTR || errno == EAGAIN));
+  return result == 0 || errno == EINVAL ? 0 : -ENOSPC; /* EINVAL: an older Linux */
+#else
+  (void)address, (void)bytes;
+  return 0;
+#endif
+}
+
 uint64_t fp_page_bytes(void) {
   long bytes = sysconf(_SC_PAGESIZE);
   return bytes > 0 ? (uint64_t)bytes : 4096;

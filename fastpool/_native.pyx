@@ -779,7 +779,8 @@ cdef class Segment(Arena):
         cdef uint64_t size = <uint64_t>len(blob)
         if not copy_to_block(self.at, self.lanes, data, size, &offset):
             raise MemoryError(
-                f"fastpool: the map's functions take {size} bytes when pickled, more than memory_limit leaves"
+                f"fastpool: the map's functions take {size} bytes when pickled, more than memory_limit or the system "
+                "leaves"
             )
         job.spec_offset = offset
         job.spec_bytes = size

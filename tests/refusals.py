@@ -12,6 +12,13 @@ What is refused is a dict with one of the keys
     make, or ``anyones``.
 ``limit``
     A resource limit, set to ``value``; ``above``: to that much more than the process uses.
+``group``
+    More memory than that, by a control group of its own.
+``shm``
+    A place in /dev/shm of that size, as mount(8) takes it; "": there is no /dev/shm.
+
+Besides, ``warm`` has steps that are run before, ``environment`` variables, ``without`` the mask of ``_native.refuse``,
+``as_nobody`` is a user whose processes are counted.
 """
 
 from __future__ import annotations
@@ -75,6 +82,10 @@ def twice(parts: list[list[int]]) -> list[list[list[int]]]:
     return [parts, parts[:]]
 
 
+def hunger(_: int) -> int:
+    return len(bytearray(b"x") * (1 << 28))
+
+
 def elements(values: Any) -> Iterator[Any]:
     yield from values
 
@@ -96,6 +107,8 @@ STEPS: dict[str, tuple[Callable[..., Any], Any, dict[str, Any], Any]] = {
     "array": (double, NUMBERS, {}, double(NUMBERS)),
     "array again": (numpy.sqrt, NUMBERS, {}, numpy.sqrt(NUMBERS)),
     "shared": (scale, range(50), {}, [float(x) for x in range(50)]),
+    "huge": (repeat, [150 << 20], {}, [repeat(150 << 20)] if __name__ == "__main__" else []),
+    "hungry": (hunger, range(4), {}, [1 << 28] * 4),
     "lifespan": (double, range(100), {"worker_lifespan": 30, "chunk_size": 10}, [double(x) for x in range(100)]),
 }
 
@@ -151,12 +164,13 @@ class Limit:
     refused = calls = 1  # nobody counts
 
     def __init__(self, plan: Refusal) -> None:
+        self.plan = plan
         self.limit = getattr(resource, plan["limit"])
-        self.value = plan["value"] if "value" in plan else in_use(plan["limit"]) + plan["above"]
 
     def arm(self) -> None:
         _, hard = resource.getrlimit(self.limit)
-        resource.setrlimit(self.limit, (self.value, hard))
+        value = self.plan["value"] if "value" in self.plan else in_use(self.plan["limit"]) + self.plan["above"]
+        resource.setrlimit(self.limit, (value, hard))
 
     def disarm(self) -> None:
         _, hard = resource.getrlimit(self.limit)
@@ -182,8 +196,75 @@ def read_if_there(path: Path) -> str:
         return ""
 
 
-def refuser_of(plan: Refusal) -> Call | Limit:
-    return Call(plan) if "call" in plan else Limit(plan)
+class Group:
+    """A control group with little memory, for this process and what it starts."""
+
+    refused = calls = 1
+    roots = (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup"))  # version 1, version 2
+
+    def __init__(self, plan: Refusal) -> None:
+        self.bytes = plan["group"]
+        self.folder = self.own_folder(os.getpid())
+
+    @classmethod
+    def own_folder(cls, pid: int) -> Path:
+        root = cls.roots[0] if cls.roots[0].is_dir() else cls.roots[1]
+        return root / f"fastpool-test-{pid}"
+
+    @property
+    def limit(self) -> Path:
+        old = self.folder / "memory.limit_in_bytes"
+        return old if old.exists() else self.folder / "memory.max"
+
+    def arm(self) -> None:
+        self.folder.mkdir()
+        self.limit.write_text(str(self.bytes))
+        (self.folder / "cgroup.procs").write_text(str(os.getpid()))
+
+    def disarm(self) -> None:
+        if self.folder.exists():
+            self.limit.write_text(str(1 << 40))
+
+    @classmethod
+    def remove(cls, pid: int) -> None:
+        """The group of a process that is gone."""
+        with contextlib.suppress(FileNotFoundError):
+            cls.own_folder(pid).rmdir()
+
+
+class SharedMemory:
+    """Another /dev/shm, in a mount name space of this process."""
+
+    refused = calls = 1
+
+    def __init__(self, plan: Refusal) -> None:
+        self.size = plan["shm"]
+        self.libc = ctypes.CDLL(None, use_errno=True)
+
+    def arm(self) -> None:
+        self.check(self.libc.unshare(0x00020000))  # CLONE_NEWNS
+        self.check(self.libc.mount(b"none", b"/", None, 1 << 18 | 1 << 14, None))  # MS_PRIVATE, MS_REC
+        if self.size:
+            self.check(self.libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, f"size={self.size}".encode()))
+        else:
+            self.check(self.libc.mount(b"/proc", b"/dev/shm", None, 1 << 12, None))  # MS_BIND: nobody writes there
+
+    def disarm(self) -> None:
+        self.libc.umount2(b"/dev/shm", 2)  # MNT_DETACH
+
+    @staticmethod
+    def check(result: int) -> None:
+        if result:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+Refuser = Call | Limit | Group | SharedMemory
+REFUSERS: dict[str, type[Refuser]] = {"call": Call, "limit": Limit, "group": Group, "shm": SharedMemory}
+
+
+def refuser_of(plan: Refusal) -> Refuser:
+    [kind] = REFUSERS.keys() & plan.keys()
+    return REFUSERS[kind](plan)
 
 
 # ---------------------------------------------------------------- a trial
@@ -195,7 +276,7 @@ class Trial:
     Parameters
     ----------
     plan : dict
-        What is refused, and ``steps``, ``options`` of the pool, ``without`` (mask of ``_native.refuse``).
+        What is refused, ``steps`` to run, and the ``options`` of the pool.
     """
 
     def __init__(self, plan: Refusal) -> None:
@@ -211,6 +292,8 @@ class Trial:
             options["shared_objects"] = NUMBERS
         last = self.plan["steps"][-1]
         pool = WorkerPool(**options)
+        for step in self.plan.get("warm", ()):
+            self.map(pool, step)
         self.refuser.arm()
         for step in self.plan["steps"]:
             self.attempt(step, partial(self.map, pool, step))
@@ -237,7 +320,8 @@ class Trial:
             action()
         except (MemoryError, OSError, FastpoolError) as error:
             self.errors.append((step, type(error).__qualname__, str(error)))
-            if not names_what(error):
+            ours = "call" in self.plan or not isinstance(error, MemoryError)  # else it may be Python's own
+            if ours and not names_what(error):
                 self.problems.append(f"{step}: an error that does not tell what was refused\n{traceback.format_exc()}")
         else:
             return
@@ -255,7 +339,10 @@ def names_what(error: BaseException) -> bool:
 
 def trial(plan: Refusal) -> Outcome:
     """In a process of its own."""
-    faulthandler.dump_traceback_later(DEADLINE - 5)
+    faulthandler.register(signal.SIGALRM)  # no thread, which would take address space of its own
+    signal.alarm(int(DEADLINE) - 5)
+    os.environ.update(plan.get("environment", {}))
+    tempfile.tempdir = None
     if "without" in plan:
         _native.refuse(plan["without"])
     attempt = Trial(plan)
@@ -316,14 +403,14 @@ def serve_one(plan: Refusal) -> Outcome:
         others_left()
     elif status != 0:
         problems.append(f"its process ended with {os.waitstatus_to_exitcode(status)}")
+    Group.remove(pid)
     if left:
         problems.append(f"left behind: {left}")
     if new := shared_files() - files_before:
         problems.append(f"left behind: {sorted(new)} in /dev/shm")
     if "Exception ignored" in text:
         problems.append("an error was ignored")
-    died_silently = [kind for _, kind, _ in outcome["errors"] if kind == "WorkerDiedError"] and "Error" not in text
-    if died_silently:
+    if any("while starting" in error for _, _, error in outcome["errors"]) and "Error" not in text:
         problems.append("a worker died without telling why")
     return {**outcome, "text": text}
 

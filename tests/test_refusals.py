@@ -10,9 +10,7 @@ from __future__ import annotations
 import functools
 import random
 import re
-import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,15 +134,6 @@ SYSCALLS = {"membarrier query", "membarrier register", "membarrier all", "pidfd_
 
 def symbol(call: str) -> str:
     return "syscall" if call in SYSCALLS else call
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    if not shutil.which("cc"):
-        pytest.skip("there is no C compiler to build csrc/tests/refuse.c")
-    server = Server(tmp_path_factory.mktemp("refusals"))
-    yield server
-    server.close()
 
 
 @functools.cache
