@@ -40,7 +40,7 @@ static int is_refusal(int error) {
 
 static int reserve(fp_arena *arena, uint64_t bytes) {
   void *address;
-  if (bytes > BYTES_MAX) return -ENOMEM;
+  if (bytes > BYTES_MAX) return -EOVERFLOW;
   if (bytes > fp_memory_largest()) return -EFBIG;
   int fd = fp_memory_create(bytes);
   if (fd < 0) return fd;
@@ -81,20 +81,36 @@ static void init_segment(fp_arena *arena, const layout *at, uint32_t lanes, uint
   segment->magic = FP_MAGIC;
 }
 
+static uint64_t part_of_heap(uint64_t bytes, uint64_t divisor) {
+  uint64_t part = fp_align(bytes / divisor, fp_page_bytes());
+  return part < HEAP_FLOOR ? HEAP_FLOOR : part;
+}
+
 int fp_arena_create(fp_arena *arena, uint32_t lanes, uint64_t ring_bytes, uint64_t cap) {
   *arena = (fp_arena){.fd = -1};
   if (lanes == 0 || lanes > LANES_MAX) return -EINVAL;
   if (ring_bytes < RING_MIN || ring_bytes > RING_MAX || (ring_bytes & (ring_bytes - 1))) return -EINVAL;
   layout at = lay_out(lanes, ring_bytes);
   uint64_t heap_bytes = fp_align(cap < BYTES_MAX ? cap : BYTES_MAX, fp_page_bytes());
-  for (;;) {
-    int error = reserve(arena, at.heap + (lanes + 1) * heap_bytes);
-    if (error == 0) break;
+  int error, scarce = 0;
+  while ((error = reserve(arena, at.heap + (lanes + 1) * heap_bytes)) < 0) {
     if (!is_refusal(error) || heap_bytes <= HEAP_FLOOR) return error;
-    heap_bytes = fp_align(heap_bytes / 2, fp_page_bytes());
-    if (heap_bytes < HEAP_FLOOR) heap_bytes = HEAP_FLOOR;
+    if (error == -ENOMEM) scarce = 1;
+    heap_bytes = part_of_heap(heap_bytes, 2);
+  }
+  if (scarce && heap_bytes > HEAP_FLOOR) {
+    /* That was most of the address space there is: the rest of the process lives on it too. */
+    fp_arena_destroy(arena);
+    heap_bytes = part_of_heap(heap_bytes, 4);
+    if ((error = reserve(arena, at.heap + (lanes + 1) * heap_bytes)) < 0) return error;
+  }
+  int bounded = fp_memory_is_bounded(arena->fd);
+  if (bounded && (error = fp_memory_commit(arena->segment, at.heap)) < 0) {
+    fp_arena_destroy(arena);
+    return error;
   }
   init_segment(arena, &at, lanes, ring_bytes, cap, heap_bytes);
+  arena->segment->bounded = bounded;
   return 0;
 }
 
@@ -236,12 +252,21 @@ static int charge(const fp_segment *segment, fp_heap *heap, uint64_t bytes) {
   return FP_FULL;
 }
 
+/* Before the first store to bytes that may lie in pages which do not exist. */
+static int have_pages(const fp_segment *segment, uint64_t offset, uint64_t bytes) {
+  return !segment->bounded || fp_memory_commit(fp_at(segment, offset), bytes) == 0;
+}
+
 /* Put a free block of `bytes` on top. */
 static int raise_top(fp_segment *segment, fp_heap *heap, uint64_t bytes) {
-  uint64_t top = atomic_load(&heap->top);
+  uint64_t top = atomic_load(&heap->top), charged = atomic_load(&heap->charged);
   if (bytes > heap->end - top) return FP_FULL;
   int error = charge(segment, heap, top + bytes - heap->start);
   if (error < 0) return error;
+  if (!have_pages(segment, top, bytes)) {
+    atomic_store(&heap->charged, charged);
+    return FP_FULL;
+  }
   write_header(segment, top, bytes, HEADER);
   atomic_store(&heap->top, top + bytes); /* after the header: what is below top is always a whole list */
   return 0;
@@ -289,6 +314,8 @@ int fp_heap_alloc(fp_segment *segment, uint32_t owner, uint64_t bytes, uint64_t 
     if (error < 0) return error;
     size = join(segment, at, at + need);
     if (size != need) return FP_DAMAGED;
+  } else if (!have_pages(segment, at, size < need + HEADER ? size : need + HEADER)) {
+    return FP_FULL;
   }
   take(segment, at, size, need, bytes);
   FP_POINT(ALLOCATED);

@@ -41,12 +41,11 @@ static void learn(fp_spin *spin, int earned) {
   spin->budget_ns = budget < spin->limit_ns ? (uint32_t)budget : spin->limit_ns;
 }
 
-static void arm(fp_bell *bell, int barrier_all) {
+static int arm(fp_bell *bell, int barrier_all) {
   if (++bell->sleeps == 0) bell->sleeps = 1;
   atomic_store_explicit(&bell->sleeping, bell->sleeps, memory_order_seq_cst); /* S1 */
   fp_fence();                                                                 /* S2 */
-  /* where there is none, the others fence after each store that this waits for (fence_each) */
-  if (barrier_all) (void)fp_barrier_all();
+  return barrier_all ? fp_barrier_all() : 0;
 }
 
 /* A ringer that read `sleeping` before this may write to the descriptor long after it: the next wait then
@@ -63,14 +62,14 @@ static int64_t time_left(uint64_t deadline_ns) {
 /* One sleep: FP_WAIT_*, an errno negated, or 0 for a ring without a reason. */
 static int sleep_once(fp_bell *bell, const fp_event *event, int barrier_all, fp_predicate predicate,
                       void *context, const int *fds, int *ready, int n, uint64_t deadline_ns) {
-  arm(bell, barrier_all);
-  if (predicate(context)) { /* S3 */
+  int result = arm(bell, barrier_all);
+  if (result < 0 || predicate(context)) { /* S3 */
     disarm(bell);
-    return FP_WAIT_READY;
+    return result < 0 ? result : FP_WAIT_READY;
   }
   FP_POINT(ASLEEP);
-  int result = fp_poll(fds, ready, n, time_left(deadline_ns)); /* S4 */
-  disarm(bell);                                                /* S5 */
+  result = fp_poll(fds, ready, n, time_left(deadline_ns)); /* S4 */
+  disarm(bell);                                            /* S5 */
   /* before the look below: whoever published after this drain finds sleeping 0 and writes nothing, and whoever
    * published before it is seen by the next look */
   if (result > 0 && ready[0]) fp_event_drain(event);

@@ -25,7 +25,7 @@ enum {
 
 /* Wait until predicate(context). fds[0] must be the bell's descriptor (event->read_fd); fds[1..n-1] are
  * handles whose readiness ends the wait (-1: ignored). barrier_all: this sleeper waits for words that others
- * store without a fence (the parent). deadline_ns: on fp_now_ns()'s clock, FP_NEVER for none.
+ * store without a fence (the parent, unless the segment says fence_each). deadline_ns: on fp_now_ns()'s clock, FP_NEVER for none.
  * Returns FP_WAIT_* or an errno negated. A ready handle is told before the predicate is asked again: after
  * FP_WAIT_HANDLE look at both. The reverse does not hold: a wait that is READY without a sleep looked at no
  * handle (ready[] is 0), so whoever is always READY must poll the handles itself from time to time. */

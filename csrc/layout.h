@@ -274,7 +274,8 @@ typedef struct { /* constant after the segment is made, by the parent */
   uint64_t heaps_at;
   uint64_t feed_at;
   uint64_t rings_at;
-  uint64_t probe; /* address of a private word of the owner's that holds FP_MAGIC */
+  uint64_t bounded; /* 1: pages come from a file system of limited size, and may be refused by a SIGBUS */
+  uint64_t probe;   /* address of a private word of the owner's that holds FP_MAGIC */
   _Alignas(FP_LINE_BYTES) fp_gate gate;
   fp_job job;
   fp_bell bell; /* the parent's */

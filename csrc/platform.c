@@ -128,6 +128,14 @@ static void guards_start(void) {
   guards_error = pthread_atfork(guards_before_fork, guards_in_parent, guards_in_child);
 }
 
+static int guards_ready(void) {
+  pthread_once(&guards_once, guards_start);
+  int error = guards_error;
+  if (error != 0)
+    guards_once = (pthread_once_t)PTHREAD_ONCE_INIT; /* no memory: the next caller tries again */
+  return -error;
+}
+
 /* The table is never freed: an entry may outlive any pool. */
 static int guards_make_room(void) {
   if (guards_n < guards_room) return 0;
@@ -140,10 +148,10 @@ static int guards_make_room(void) {
 }
 
 static int pipe_guarded(int fds[2], int kept) {
-  pthread_once(&guards_once, guards_start);
-  if (guards_error != 0) return -guards_error;
+  int result = guards_ready();
+  if (result < 0) return result;
   pthread_mutex_lock(&guards_lock);
-  int result = guards_make_room();
+  result = guards_make_room();
   if (result == 0) result = pipe_cloexec(fds);
   if (result == 0) guards[guards_n++] = (guard){.fd = fds[1], .kept = kept, .keeper = pthread_self()};
   pthread_mutex_unlock(&guards_lock);
@@ -279,6 +287,24 @@ void fp_memory_expect(void *address, uint64_t bytes) {
     madvise((void *)start, (uintptr_t)address + bytes - start, MADV_POPULATE_READ);
 #else
   (void)address, (void)bytes;
+#endif
+}
+
+int fp_memory_is_bounded(int fd) {
+  struct statvfs fs;
+  return fstatvfs(fd, &fs) == 0 && fs.f_blocks != 0;
+}
+
+int fp_memory_commit(void *address, uint64_t bytes) {
+#ifdef MADV_POPULATE_WRITE
+  uintptr_t start = (uintptr_t)address & ~((uintptr_t)fp_page_bytes() - 1);
+  int result;
+  do result = madvise((void *)start, (uintptr_t)address + bytes - start, MADV_POPULATE_WRITE);
+  while (result != 0 && (errno == EINTR || errno == EAGAIN));
+  return result == 0 || errno == EINVAL ? 0 : -ENOSPC; /* EINVAL: an older Linux */
+#else
+  (void)address, (void)bytes;
+  return 0;
 #endif
 }
 
@@ -505,10 +531,10 @@ void fp_watch_child(fp_watch *watch) {
 }
 
 int fp_watch_inherit(int life_fd) {
-  pthread_once(&guards_once, guards_start);
-  if (guards_error != 0) return -guards_error;
+  int result = guards_ready();
+  if (result < 0) return result;
   pthread_mutex_lock(&guards_lock);
-  int result = guards_make_room();
+  result = guards_make_room();
   if (result == 0) guards[guards_n++] = (guard){.fd = life_fd};
   pthread_mutex_unlock(&guards_lock);
   return result;

@@ -34,6 +34,11 @@ int fp_memory_give_back(void *address, uint64_t bytes);
 /* Map the pages of [address, address + bytes) of a shared mapping now: they will be written to. Cheaper than a fault for each,
  * above all where another process has made them. Does nothing where the system has no way for it. */
 void fp_memory_expect(void *address, uint64_t bytes);
+/* Does memory of this descriptor come from a file system of limited size? Then a store to a page that was never touched
+ * can be a SIGBUS, and fp_memory_commit has the pages first, or tells that there are none (-ENOSPC). Where the system has no
+ * way to ask, it answers 0. */
+int fp_memory_is_bounded(int fd);
+int fp_memory_commit(void *address, uint64_t bytes);
 uint64_t fp_page_bytes(void);
 /* Copy from the private memory of another process. Many systems refuse (-EPERM, -ENOSYS); so does FP_POSIX.
  * `forked`: pages that forks may share. process_vm_readv pins pages, and Linux copies a shared page before it is pinned

@@ -13,7 +13,7 @@ from fastpool._native cimport (
     FP_PHASE_EXIT, FP_PHASE_TASK, FP_WAIT_HANDLE, Segment, block_free, check, fp_block_item, fp_lane_of, fp_line_of,
     fp_reader, fp_segment, fp_view, lane_reset, load, poke, reader_attach, reader_look, reader_take,
 )
-from fastpool.errors import DamagedMemoryError, FastpoolError, SerializationError
+from fastpool.errors import DamagedMemoryError, FastpoolError, unsendable
 
 cdef extern from "Python.h":
     PyObject *PyList_GET_ITEM(object list, Py_ssize_t index)
@@ -44,8 +44,8 @@ cdef int has_news(void *context) noexcept nogil:
 
 
 cdef object undecodable(str what, task, uint32_t worker, error):
-    return SerializationError(what, task, None, f"unpickling what worker {worker} sent failed with "
-                                                f"{type(error).__qualname__}: {error}")
+    detail = f"unpickling what worker {worker} sent failed with {type(error).__qualname__}: {error}"
+    return unsendable(error, what, task, None, detail)
 
 
 cdef enum:

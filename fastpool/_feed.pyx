@@ -20,7 +20,7 @@ from fastpool._native cimport (
     now_ns, poke, public_blocks, space_of, store, writer_open,
 )
 from fastpool._packed cimport dump_with_shared_arrays, is_private
-from fastpool.errors import DamagedMemoryError, SerializationError
+from fastpool.errors import DamagedMemoryError, unsendable
 
 cdef extern from "stdlib.h":
     void *aligned_alloc(size_t alignment, size_t size)
@@ -310,9 +310,8 @@ cdef class Feed:
             try:
                 encoder.put(<object>item)
             except Exception as error:
-                raise SerializationError(
-                    "argument", self.tasks, None, f"{type(<object>item).__qualname__}: {error}"
-                ) from error
+                detail = f"{type(<object>item).__qualname__}: {error}"
+                raise unsendable(error, "argument", self.tasks, None, detail) from error
             finally:
                 Py_DECREF(item)
             self.pending += 1

@@ -63,14 +63,17 @@ cdef inline int memo_add(Memo *memo, Entry *place, const void *key, uint32_t num
     memo.count += 1
     return 0
 
-cdef inline int memo_clear(Memo *memo) except -1:
+cdef inline void memo_clear(Memo *memo) noexcept:
+    cdef Entry *smaller
     memo.count = 0
     memo.age += 1
     if memo.age == 0:
         memset(memo.entries, 0, (memo.mask + 1) * sizeof(Entry))
         memo.age = 1
     if memo.mask >= LARGE_PLACES:
-        free(memo.entries)
-        memo.entries = NULL
-        memo_open(memo)
-    return 0
+        smaller = <Entry *>calloc(MEMO_PLACES, sizeof(Entry))
+        if smaller is not NULL:
+            free(memo.entries)
+            memo.entries = smaller
+            memo.mask = MEMO_PLACES - 1
+            memo.age = 1

@@ -3,6 +3,7 @@
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport EINTR
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
@@ -781,7 +782,8 @@ cdef class Segment(Arena):
         cdef uint64_t size = <uint64_t>len(blob)
         if not copy_to_block(self.at, self.lanes, data, size, &offset):
             raise MemoryError(
-                f"fastpool: the map's functions take {size} bytes when pickled, more than memory_limit leaves"
+                f"fastpool: the map's functions take {size} bytes when pickled, more than memory_limit or the system "
+                "leaves"
             )
         job.spec_offset = offset
         job.spec_bytes = size
@@ -867,15 +869,18 @@ cdef class Segment(Arena):
         cdef int why
         while True:
             with nogil:
-                why = fp_bell_wait(&self.at.bell, &self.bell_event, &self.spin, 1, predicate, context,
-                                   self.fds, self.ready, self.lanes + 1, deadline_ns)
+                why = fp_bell_wait(&self.at.bell, &self.bell_event, &self.spin, not self.at.fence_each, predicate,
+                                   context, self.fds, self.ready, self.lanes + 1, deadline_ns)
             if why != FP_WAIT_SIGNAL:
                 return check(why, "the parent's wait")
             PyErr_CheckSignals()
 
     def look_at_handles(self) -> list[int]:
         """Workers whose process has ended, without waiting."""
-        check(fp_poll(self.fds, self.ready, self.lanes + 1, 0), "a look at the workers")
+        cdef int found = -EINTR
+        while found == -EINTR:  # as poll says where a signal is pending, also if it has nothing to wait for
+            found = fp_poll(self.fds, self.ready, self.lanes + 1, 0)
+        check(found, "a look at the workers")
         return self.ended()
 
     def ended(self) -> list[int]:

@@ -313,7 +313,7 @@ def same_place(a: Array, b: Array) -> bool:
 def concatenate(arrays: list[Array]) -> Array:
     """Join arrays along axis 0."""
     try:
-        if any(isinstance(array, numpy.ma.MaskedArray) for array in arrays):
+        if any(type(array) is not numpy.ndarray and isinstance(array, numpy.ma.MaskedArray) for array in arrays):
             joined: Array = numpy.ma.concatenate(arrays)  # type: ignore[no-untyped-call]
         else:
             joined = numpy.concatenate(arrays)

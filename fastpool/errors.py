@@ -125,12 +125,28 @@ class SerializationError(FastpoolError, pickle.PicklingError):
         self.detail = detail
 
     def __str__(self) -> str:
-        where = "the parent" if self.worker_id is None else f"worker {self.worker_id}"
-        of = "" if self.task is None else f" of task {self.task}"
         return (
-            f"the {self.what}{of} cannot be sent between processes (in {where}): {self.detail}. "
+            f"the {self.what}{of_task(self.task)} cannot be sent between processes (in {place_of(self.worker_id)}): "
+            f"{self.detail}. "
             f"{FUNCTION_REMEDY if self.what == 'function' else VALUE_REMEDY}"
         )
+
+
+def unsendable(
+    reason: BaseException, what: str, task: int | None, worker_id: int | None, detail: str
+) -> SerializationError | MemoryError:
+    """The error that says that a value could not be turned into bytes, or back: where memory ran out, that."""
+    if isinstance(reason, MemoryError):
+        return MemoryError(f"fastpool: no memory to send the {what}{of_task(task)} (in {place_of(worker_id)})")
+    return SerializationError(what, task, worker_id, detail)
+
+
+def of_task(task: int | None) -> str:
+    return "" if task is None else f" of task {task}"
+
+
+def place_of(worker_id: int | None) -> str:
+    return "the parent" if worker_id is None else f"worker {worker_id}"
 
 
 VALUE_REMEDY = (

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from fastpool.definition import Definition
-from fastpool.errors import SerializationError
+from fastpool.errors import unsendable
 from fastpool.serializer import Serializer
 
 Function = Callable[..., Any]
@@ -49,7 +49,8 @@ def dumps(functions: Functions, definitions: list[Definition], serializer: Seria
         pickled = serializer.dumps(tuple(functions), 5)
     except Exception as error:
         name = name_of(_first_that_fails(functions, serializer))
-        raise SerializationError("function", None, None, f"{name}: {type(error).__qualname__}: {error}") from error
+        detail = f"{name}: {type(error).__qualname__}: {error}"
+        raise unsendable(error, "function", None, None, detail) from error
     names = [name_of(function) for function in functions]
     return pickle.dumps((pickled, names, [definition.digest for definition in definitions]), 5)
 
@@ -87,7 +88,8 @@ def loads(blob: bytes, serializer: Serializer, worker_id: int, given: dict[str, 
         functions = Functions(*serializer.loads(pickled))
     except Exception as error:
         what = ", ".join(name for name in names if name != NO_NAME)
-        raise SerializationError("function", None, worker_id, f"{what}: {type(error).__qualname__}: {error}") from error
+        detail = f"{what}: {type(error).__qualname__}: {error}"
+        raise unsendable(error, "function", None, worker_id, detail) from error
     for function, name, sent in zip(functions, names, fingerprints, strict=True):
         if Definition(function).digest != sent and (given is None or given.get(name, sent) != sent):
             raise StaleFunctionError(name)

@@ -257,7 +257,8 @@ class MapRun:
         if self.supervisor.all_idle:  # else workers may give memory back
             raise MemoryError(
                 "fastpool: a chunk of the input needs more shared memory than the pool's memory_limit "
-                f"({self.supervisor.options.memory_limit} bytes) allows; use a smaller chunk_size or elements"
+                f"({self.supervisor.options.memory_limit} bytes) or the system allows; use a smaller chunk_size or "
+                "smaller elements"
             )
 
     def _publish_chunk(self, feed: Feed) -> bool:

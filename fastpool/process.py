@@ -22,7 +22,7 @@ from multiprocessing import connection, context, forkserver, process, resource_t
 from typing import Any
 
 from fastpool._native import Detached, Segment
-from fastpool.spawning import Descriptors, take
+from fastpool.spawning import Descriptors, refusals_named, take
 
 SERVER_DESCRIPTORS = 8  # that a start through the fork server has open at once
 EXIT_UNKNOWN = 255  # as in multiprocessing, where somebody else collected the status
@@ -160,6 +160,10 @@ class SpawnPopen(Popen):
 
     def _launch(self, worker: WorkerProcess) -> int:
         spawn.get_preparation_data("")  # refuses while the main program is being imported
+        with refusals_named("cannot start a worker"):
+            return self._launch_fresh(worker)
+
+    def _launch_fresh(self, worker: WorkerProcess) -> int:
         self._start_helpers()
         with interrupts_blocked():  # in the new process too, until it ignores them
             worker.lent = self.segment.lend(self.worker_id)

@@ -7,17 +7,18 @@ is named by its number in the owner; :func:`take` finds the worker's own.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import mmap
 import os
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from multiprocessing import context, reduction
 from typing import Any, NamedTuple
 
 from fastpool._native import create_memory
 from fastpool._packed import reduce_array
-from fastpool.errors import SerializationError
+from fastpool.errors import unsendable
 from fastpool.serializer import Serializer
 
 ALIGNMENT = 64  # of arrays
@@ -118,7 +119,7 @@ def pack(shared_objects: Any, serializer: Serializer) -> Packed:
         pickler.dump(shared_objects)
         parts = [stream.getbuffer(), *(buffer.raw() for buffer in buffers)]
     except Exception as error:
-        raise SerializationError("shared_objects", None, None, f"{type(error).__qualname__}: {error}") from error
+        raise unsendable(error, "shared_objects", None, None, f"{type(error).__qualname__}: {error}") from error
     finally:
         context.set_spawning_popen(None)
     places: list[tuple[int, int]] = []
@@ -129,12 +130,22 @@ def pack(shared_objects: Any, serializer: Serializer) -> Packed:
         places.append((begin, end))
     fd = create_memory(end)
     try:
-        for part, (begin, _) in zip(parts, places, strict=True):
-            _write(fd, part, begin)
+        with refusals_named(f"cannot share {end} bytes of shared objects"):
+            for part, (begin, _) in zip(parts, places, strict=True):
+                _write(fd, part, begin)
     except BaseException:
         os.close(fd)
         raise
     return Packed(fd, places, recorder.numbers)
+
+
+@contextlib.contextmanager
+def refusals_named(what: str) -> Iterator[None]:
+    """Where Python's own calls are refused, say for what they were made."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{what}: {error.strerror or error}") from error
 
 
 def _write(fd: int, part: memoryview, at: int) -> None:
@@ -153,14 +164,17 @@ def unpack(packed: Packed, serializer: Serializer, worker_id: int) -> Any:
         They cannot be unpickled here.
     """
     [fd] = take([packed.fd])
-    whole = memoryview(mmap.mmap(fd, packed.places[-1][1], access=mmap.ACCESS_COPY))
-    os.close(fd)
+    try:
+        with refusals_named("cannot map the shared objects"):
+            whole = memoryview(mmap.mmap(fd, packed.places[-1][1], access=mmap.ACCESS_COPY))
+    finally:
+        os.close(fd)
     pickled, *buffers = (whole[begin:end] for begin, end in packed.places)
     try:
         return serializer.loads(pickled, buffers=buffers)
     except Exception as error:
         detail = f"unpickling failed with {type(error).__qualname__}: {error}"
-        raise SerializationError("shared_objects", None, worker_id, detail) from error
+        raise unsendable(error, "shared_objects", None, worker_id, detail) from error
     finally:
         for number in take(packed.forwarded):
             os.close(number)

@@ -13,7 +13,7 @@ from fastpool import functions, raised
 from fastpool._native import Place, Segment
 from fastpool._worker import Loop
 from fastpool.arrays import attach_spaces
-from fastpool.errors import FastpoolError, SerializationError
+from fastpool.errors import FastpoolError, SerializationError, unsendable
 from fastpool.functions import Function, Functions
 from fastpool.serializer import Serializer, make_serializer
 from fastpool.spawning import Packed, take, unpack
@@ -106,7 +106,7 @@ class Host:
         if what in ("argument", "result", "exit result") and not isinstance(error, FastpoolError):
             detail = f"{type(error).__qualname__}: {error}"
             cause = error
-            error = SerializationError(what, task, self.worker_id, detail)
+            error = unsendable(cause, what, task, self.worker_id, detail)
             error.__cause__ = cause
         phase = what if what in ("worker_init", "worker_exit", "worker") else "task"
         arguments = "" if what == "argument" or phase != "task" or task is None else shorten(element)

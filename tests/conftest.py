@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 # A BLAS with threads of its own starts them again when it likes, which would look like a leak.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -13,6 +14,7 @@ from typing import Any
 import numpy  # noqa: F401  (what it opens and starts for good is there before the first test)
 import pytest
 from leftovers import leftovers, settle, snapshot
+from refusals import Server
 
 from fastpool.arrays import shared_memory
 
@@ -44,6 +46,16 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 def start_method(request: pytest.FixtureRequest) -> str:
     """For what must hold however workers are started. Functions must be importable then."""
     return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Runs trials of a pool on a machine that says no."""
+    if not shutil.which("cc"):
+        pytest.skip("there is no C compiler to build csrc/tests/refuse.c")
+    server = Server(tmp_path_factory.mktemp("refusals"))
+    yield server
+    server.close()
 
 
 @pytest.fixture(autouse=True)

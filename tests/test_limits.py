@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from refusals import Group, Outcome, Server
 
 from fastpool import WorkerPool, _native
 
@@ -145,6 +146,155 @@ else:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------- on a pool that lives (refusals.py)
+
+KEPT = {"keep_alive": True}
+STEPS = ["range", "list", "generator", "texts", "many", "large", "array", "array again", "array", "lifespan"]
+
+
+def try_limit(server: Server, **plan: Any) -> Outcome:
+    outcome = server.run({"steps": STEPS, "options": KEPT, **plan})
+    assert not outcome["problems"], "\n".join([*outcome["problems"], outcome["text"]])
+    return outcome
+
+
+def test_descriptors_run_out(server: Server) -> None:
+    """At any number of them an error that says for what, until there are enough."""
+    steps = ["range", "texts", "array"]
+    for above in range(60):
+        if not try_limit(server, limit="RLIMIT_NOFILE", above=above, steps=steps)["errors"]:
+            break
+    assert 4 < above < 30
+
+
+def test_descriptors_run_out_where_workers_are_spawned(server: Server) -> None:
+    options = {**KEPT, "start_method": "spawn"}
+    for above in range(4, 100, 8):
+        if not try_limit(server, limit="RLIMIT_NOFILE", above=above, steps=["shared"], options=options)["errors"]:
+            break
+    assert 4 < above < 60
+
+
+def test_processes_run_out(server: Server) -> None:
+    plan = {"limit": "RLIMIT_NPROC", "as_nobody": True, "steps": ["range", "texts", "array", "range"]}
+    for above in (0, 1):
+        assert "cannot fork a worker" in try_limit(server, **plan, above=above)["errors"][0][2]
+    assert not try_limit(server, **plan, above=2)["errors"]
+
+
+def test_address_space_runs_out(server: Server) -> None:
+    """What the pool reserves leaves room for what the program needs."""
+    for megabytes in (0, 2, 8, 16, 24):
+        try_limit(server, limit="RLIMIT_AS", above=megabytes << 20)
+    for megabytes in (64, 256):
+        assert not try_limit(server, limit="RLIMIT_AS", above=megabytes << 20)["errors"]
+
+
+@pytest.mark.long
+def test_address_space_runs_out_at_every_megabyte(server: Server) -> None:
+    for megabytes in range(128):
+        try_limit(server, limit="RLIMIT_AS", above=megabytes << 20)
+
+
+def test_files_may_not_be_large(server: Server) -> None:
+    for megabytes in (0, 1, 5):
+        error = try_limit(server, limit="RLIMIT_FSIZE", value=megabytes << 20)["errors"][0]
+        assert "cannot reserve shared memory: File too large" in error[2]
+    assert not try_limit(server, limit="RLIMIT_FSIZE", value=8 << 20)["errors"]
+
+
+def test_a_result_larger_than_the_parents_memory(server: Server) -> None:
+    plan = {"limit": "RLIMIT_AS", "above": 100 << 20, "warm": ["range"], "steps": ["huge", "range"]}
+    [error] = try_limit(server, **plan)["errors"]
+    assert error == ["huge", "MemoryError", "fastpool: no memory to send the result of task 0 (in the parent)"]
+
+
+@pytest.mark.parametrize("step", ["hungry", "huge"])
+def test_more_than_a_control_group_has(server: Server, step: str) -> None:
+    """The system kills a worker; the pool says so and goes on."""
+    if not may_make_groups():
+        pytest.skip("control groups cannot be made here: that takes root, and a writable /sys/fs/cgroup")
+    [error] = try_limit(server, group=100 << 20, steps=["range", step, "range"])["errors"]
+    assert error[:2] == [step, "WorkerDiedError"]
+    assert "SIGKILL usually means that memory ran out" in error[2]
+
+
+def may_make_groups() -> bool:
+    folder = Group.own_folder(os.getpid())
+    try:
+        folder.mkdir()
+        return any((folder / name).exists() for name in ("memory.limit_in_bytes", "memory.max"))
+    except OSError:
+        return False
+    finally:
+        Group.remove(os.getpid())
+
+
+@pytest.mark.parametrize("size", ["", "4k", "1m", "8m", "16m"])
+def test_no_room_in_dev_shm(server: Server, size: str) -> None:
+    """It is not needed, where there are memfds; where there are none, too little of it is an error."""
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("another /dev/shm cannot be mounted here: that takes root (unshare --mount)")
+    errors = try_limit(server, shm=size, without=REFUSED["memfd"])["errors"]
+    if size in ("8m", "16m"):
+        assert not errors
+    else:
+        assert "cannot reserve shared memory" in errors[0][2]
+    if not _native.is_posix():
+        assert not try_limit(server, shm=size)["errors"]
+
+
+def test_dev_shm_fills_up() -> None:
+    """Where it is needed and full, that is an error when memory is asked for, and not a signal when it is used."""
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("another /dev/shm cannot be mounted here: that takes root (unshare --mount)")
+    if _native.is_posix():
+        pytest.skip("this build has no way to ask for pages (MADV_POPULATE_WRITE)")
+    script = """
+import contextlib
+import fastpool
+from fastpool import WorkerPool, _native
+_native.refuse(1)
+sizes = [700_000 + i for i in range(12)]
+def repeat(n):
+    return bytes([n % 251]) * n
+def use(pool):
+    assert pool.map(repeat, sizes) == [repeat(n) for n in sizes]
+    assert pool.map(len, [repeat(n) for n in sizes]) == sizes
+    return True
+held, refused = [], 0
+with WorkerPool(n_jobs=2, keep_alive=True) as one, WorkerPool(n_jobs=2, keep_alive=True) as other:
+    one.map(abs, range(5))
+    other.map(abs, range(5))
+    with contextlib.suppress(MemoryError):
+        while True:
+            held.append(fastpool.empty(1 << 14))
+            held[-1][:] = 1
+    for pool in (one, other):
+        try:
+            use(pool)
+        except MemoryError:
+            refused += 1
+    assert refused, "there was room"
+    assert all((array == 1).all() for array in held)
+    held.clear()
+    one.terminate()
+    assert use(other)
+"""
+    mount = 'mount -t tmpfs -o size=12m tmpfs /dev/shm && exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", mount, "sh", sys.executable, "-c", script]
+    env = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn", "forkserver"])
+def test_no_folder_for_temporary_files(server: Server, start_method: str) -> None:
+    options = {**KEPT, "start_method": start_method}
+    plan = {"limit": "RLIMIT_CORE", "value": 0, "environment": {"TMPDIR": "/proc"}}  # nobody writes there
+    assert not try_limit(server, **plan, steps=["shared"], options=options)["errors"]
 
 
 def test_blocks_are_used_again() -> None:

@@ -204,9 +204,9 @@ static void test_ringer_dies_before_the_write(void) {
   CHECK_EQ(fp_watch_parent(&watch, pid), 0);
   int fds[3] = {event.read_fd, -1, watch.fd}, ready[3];
   for (int again = 0; again < 2; again++) { /* a handle stays ready */
-    CHECK_EQ(
-        fp_bell_wait(&segment->bell, &event, &spin, 1, never, NULL, fds, ready, 3, fp_now_ns() + 5000 * MS),
-        FP_WAIT_HANDLE);
+    CHECK_EQ(fp_bell_wait(&segment->bell, &event, &spin, fp_barrier_available(), never, NULL, fds, ready, 3,
+                          fp_now_ns() + 5000 * MS),
+             FP_WAIT_HANDLE);
     CHECK(ready[0] == 0 && ready[1] == 0 && ready[2] == 1);
     CHECK_EQ(atomic_load(&segment->bell.sleeping), 0);
   }
@@ -379,8 +379,8 @@ static void published_after_look(int after, uint32_t spin_limit) {
   w.spin = (fp_spin){.budget_ns = spin_limit / 2, .limit_ns = spin_limit};
   intruder i = {.w = &w, .publish_after = after};
   uint64_t start = fp_now_ns();
-  CHECK_EQ(fp_bell_wait(&w.bell, &w.event, &w.spin, after % 2, look_then_publish, &i, &w.event.read_fd,
-                        &ready, 1, start + 5000 * MS),
+  CHECK_EQ(fp_bell_wait(&w.bell, &w.event, &w.spin, after % 2 && fp_barrier_available(), look_then_publish,
+                        &i, &w.event.read_fd, &ready, 1, start + 5000 * MS),
            FP_WAIT_READY);
   CHECK(fp_now_ns() - start < 2000 * MS);
   CHECK_EQ(i.looks, after + 1);
@@ -459,8 +459,8 @@ static void play_parent(game *g) {
     if (g->worker_spin > 0) relax_for(collected / 8 % 32);
     uint64_t want = 1 + collected % g->window, left = g->items - collected;
     atomic_store_explicit(&lane->wake_at, collected + (want < left ? want : left), memory_order_relaxed);
-    CHECK_EQ(fp_bell_wait(&g->segment->bell, &g->parents, &spin, 1, reached, lane, &g->parents.read_fd,
-                          &ready, 1, fp_now_ns() + 5000 * MS),
+    CHECK_EQ(fp_bell_wait(&g->segment->bell, &g->parents, &spin, fp_barrier_available(), reached, lane,
+                          &g->parents.read_fd, &ready, 1, fp_now_ns() + 5000 * MS),
              FP_WAIT_READY);
     atomic_store_explicit(&lane->wake_at, FP_NEVER, memory_order_relaxed);
     collected = atomic_load_explicit(&lane->committed, memory_order_acquire);

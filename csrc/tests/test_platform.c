@@ -59,6 +59,7 @@ static void memory_is_shared(void) {
   void *at, *again;
   CHECK_EQ(fp_memory_map(fd, bytes, &at), 0);
   CHECK_EQ(fp_memory_map(fd, bytes, &again), 0);
+  CHECK_EQ(fp_memory_commit(at, bytes), 0);
   fp_memory_close(fd);
   CHECK(!is_open(fd));
   volatile unsigned char *left = at, *right = again;

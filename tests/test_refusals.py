@@ -1,0 +1,217 @@
+"""The machine says no: every call by which the core asks the system for something is refused in its turn.
+
+After a refusal the results are right, because there was another way, or there is an error that says what was refused;
+nothing hangs, crashes or is left; and the same pool works when the refusal is over (:mod:`refusals`). A few of the
+calls are tried with each row of the table, every one with FASTPOOL_LONG=1.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import re
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from refusals import Outcome, Server
+
+import fastpool
+
+EXTENSIONS = sorted(Path(fastpool.__file__).parent.glob("_*.so"))
+MOST_CALLS = 150  # of the first that a sweep refuses
+
+
+class Row(NamedTuple):
+    """A function that the core calls, and how it is refused.
+
+    Attributes
+    ----------
+    call : str
+        Its name, or what it is asked for.
+    errors : str
+        Each errno that it is refused with.
+    by : str
+        In whom: ``owner``, ``worker``.
+    then : str
+        ``right``: there is another way, and no error; ``error``: there is none; ``either``: as the case may be.
+    lasts : bool
+        Besides a single call, all calls from one on are refused.
+    without : int
+        Mask of what Linux refuses besides (csrc/platform.h).
+    steps, options
+        Of the trial, see :mod:`refusals`.
+    """
+
+    call: str
+    errors: str
+    by: str
+    then: str = "either"
+    lasts: bool = True
+    without: int = 0
+    steps: str = "range,list,generator,texts,many,large,array,array again,array,lifespan"
+    options: tuple[tuple[str, Any], ...] = (("keep_alive", True),)
+    anyones: bool = False
+
+    def __str__(self) -> str:
+        way = f"-{dict(self.options).get('start_method', 'fork')}" if self.anyones else ""
+        return f"{self.call}-{self.errors.replace(' ', '-')}{way}{'-without' * bool(self.without)}".replace(" ", "_")
+
+
+LINUX = 31  # what csrc/platform.h lets be refused, but for reading other processes' memory
+SPAWN = (("start_method", "spawn"), ("keep_alive", True))
+FORKSERVER = (("start_method", "forkserver"), ("keep_alive", True))
+
+ROWS = [
+    # memory
+    Row("memfd_create", "EMFILE ENFILE ENOMEM", "owner"),
+    Row("memfd_create", "ENOSYS EPERM", "owner", "right"),
+    Row("shm_open", "EMFILE ENOENT EACCES ENOSPC", "owner", without=LINUX),
+    Row("shm_open", "EEXIST", "owner", "right", lasts=False, without=LINUX),
+    Row("fstatvfs", "ENOSYS EACCES", "owner", "right", without=LINUX),
+    Row("ftruncate", "EFBIG ENOSPC EPERM", "owner"),
+    Row("ftruncate", "EINTR", "owner", "right", lasts=False),
+    Row("mmap", "ENOMEM EAGAIN EPERM", "owner"),
+    Row("madvise", "ENOMEM EINVAL", "owner worker", "right"),
+    Row("getrlimit", "EPERM", "owner", "right"),
+    Row("sysconf", "EINVAL", "owner worker", "right"),
+    Row("malloc", "ENOMEM", "owner", "error", steps="range", options=(("n_jobs", 64), ("keep_alive", True))),
+    Row("calloc", "ENOMEM", "owner worker"),
+    Row("realloc", "ENOMEM", "owner worker"),
+    Row("aligned_alloc", "ENOMEM", "owner", "error"),
+    # bells
+    Row("eventfd", "EMFILE ENFILE ENOMEM", "owner", "error"),
+    Row("eventfd", "ENODEV ENOSYS", "owner", "right"),
+    Row("pipe2", "EMFILE ENFILE", "owner", "error"),
+    Row("pipe2", "EMFILE", "owner", "error", without=LINUX),
+    Row("pipe", "EMFILE", "owner", "error"),
+    Row("fcntl", "EMFILE", "owner worker", "error", without=LINUX),
+    Row("ppoll", "EINTR", "owner worker", "right", lasts=False),
+    Row("poll", "EINTR", "owner worker", "right", lasts=False),
+    Row("ppoll", "ENOMEM", "owner worker"),
+    Row("poll", "ENOMEM", "owner worker"),
+    Row("read", "EINTR", "owner worker", "right", lasts=False),
+    Row("write", "EINTR", "owner worker", "right", lasts=False),
+    Row("membarrier query", "ENOSYS EPERM", "owner", "right"),
+    Row("membarrier register", "ENOMEM EPERM", "worker", "error"),
+    Row("membarrier all", "ENOMEM EPERM", "owner", "error"),
+    # processes
+    Row("fork", "EAGAIN ENOMEM", "owner", "error"),
+    Row("__register_atfork", "ENOMEM", "owner", "error"),
+    Row("pidfd_open", "EMFILE ENFILE ENOMEM", "owner", "error"),
+    Row("pidfd_open", "ENOSYS EPERM", "owner"),
+    Row("pidfd_send_signal", "ENOSYS EPERM", "owner", "right"),
+    Row("pthread_create", "EAGAIN", "worker", "error", without=LINUX),
+    Row("fcntl", "EINVAL EPERM", "worker", "right", lasts=False),
+    # both of it
+    Row("open", "EMFILE ENOENT EACCES", "owner worker", "right"),
+    Row("close", "EINTR EIO", "owner worker", "right"),
+    Row("pread", "EIO EPERM", "owner", "right"),
+    Row("pread", "EIO EPERM", "worker"),
+    Row("process_vm_readv", "EPERM ENOSYS ENOMEM", "worker"),
+    # what Python and multiprocessing call for workers that are no forks
+    Row("memfd_create", "EMFILE", "owner", "error", False, 0, "shared", SPAWN, True),
+    Row("pwrite64", "ENOSPC", "owner", "error", False, 0, "shared", SPAWN, True),
+    Row("pipe2", "EMFILE", "owner", "error", False, 0, "shared", SPAWN, True),
+    Row("pidfd_open", "EMFILE", "owner", "error", False, 0, "shared", FORKSERVER, True),
+    Row("fcntl64", "EMFILE", "owner", "either", False, 0, "shared", FORKSERVER, True),
+]
+
+# Functions of libc that the extensions call and that cannot fail as they are called, or whose failure leaves nothing to
+# be done.
+NOT_REFUSED = {
+    "arithmetic": "memcmp memcpy memmove memset strlen strrchr strncmp snprintf vsnprintf __errno_location",
+    "never fail": "getpid clock_gettime free _exit sched_yield pthread_self sigaddset sigdelset sigemptyset sigfillset",
+    "fail for wrong arguments only": "pthread_sigmask pthread_mutex_lock pthread_mutex_unlock pthread_once "
+    "pthread_attr_destroy pthread_attr_init pthread_attr_setdetachstate pthread_attr_setstacksize",
+    "nothing else can be done": "munmap shm_unlink kill",
+    "of the linker": "_ITM_deregisterTMCloneTable _ITM_registerTMCloneTable __cxa_finalize __gmon_start__ "
+    "__stack_chk_fail",
+}
+SYSCALLS = {"membarrier query", "membarrier register", "membarrier all", "pidfd_open", "pidfd_send_signal"}
+
+
+def symbol(call: str) -> str:
+    return "syscall" if call in SYSCALLS else call
+
+
+@functools.cache
+def imported() -> set[str]:
+    """Every function that the extensions call."""
+    listed = [
+        subprocess.run(["nm", "-D", "--undefined-only", path], capture_output=True, text=True, check=True)
+        for path in EXTENSIONS
+    ]
+    return set(re.findall(r"^ +[Uw] (\w+)", "".join(one.stdout for one in listed), re.M))
+
+
+def try_row(server: Server, row: Row, by: str, error: str, first: int, onwards: bool) -> Outcome:
+    outcome = server.run(
+        {
+            "call": row.call,
+            "error": error,
+            "of_workers": by == "worker",
+            "first": first,
+            "onwards": onwards,
+            "anyones": row.anyones,
+            "without": row.without,
+            "steps": row.steps.split(","),
+            "options": dict(row.options),
+        }
+    )
+    what = f"{row.call} of the {by} refused with {error}, call {first}{' and all after it' if onwards else ''}"
+    problems = list(outcome["problems"])
+    if row.then == "right" and outcome["errors"]:
+        problems.append("there is another way, and it was not taken")
+    if row.then == "error" and outcome["refused"] and not outcome["errors"]:
+        problems.append("the refusal was not noticed")
+    if problems:
+        raise AssertionError("\n".join([what, *problems, *map(str, outcome["errors"]), outcome["text"]]))
+    return outcome
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_a_few_calls_refused(server: Server, row: Row) -> None:
+    if not row.anyones and symbol(row.call) not in imported():
+        pytest.skip(f"this build does not call {row.call}")
+    error = row.errors.split()[0]
+    for by in row.by.split():
+        calls = min(try_row(server, row, by, error, 10**9, False)["calls"], MOST_CALLS)
+        assert calls, f"no {by} calls {row.call}: the trial does not try it"
+        some = random.Random(f"{row} {by}").randint(1, calls)
+        try_row(server, row, by, error, some, row.lasts)
+        if not row.anyones:  # which takes long
+            try_row(server, row, by, error, 1, False)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_every_call_refused(server: Server, row: Row) -> None:
+    if not row.anyones and symbol(row.call) not in imported():
+        pytest.skip(f"this build does not call {row.call}")
+    for by in row.by.split():
+        for error in row.errors.split():
+            for onwards in (False, True) if row.lasts else (False,):
+                first = 1
+                while try_row(server, row, by, error, first, onwards)["refused"] and first < MOST_CALLS:
+                    first += 1
+
+
+def test_the_table_is_complete() -> None:
+    """Every function of libc that the extensions call is in it, or among those that need not be refused."""
+    called = {name for name in imported() if not re.match("_?Py", name)}
+    known = {symbol(row.call) for row in ROWS} | set(" ".join(NOT_REFUSED.values()).split())
+    assert called <= known
+    assert called & known, "nm lists nothing"
+
+
+def test_the_server_notices() -> None:
+    """What :mod:`refusals` calls a right result is the whole result, of the same type."""
+    from refusals import NUMBERS, is_right
+
+    assert is_right("range", [2 * x for x in range(200)])
+    assert not is_right("range", [2 * x for x in range(199)])
+    assert is_right("array", 2 * NUMBERS)
+    assert not is_right("array", list(2 * NUMBERS))
