@@ -170,8 +170,9 @@ def wrong_tasks(cell: Cell, error: WorkerDiedError) -> str | None:
     tasks = error.tasks
     if cell.place in ("in the task", "encoding"):
         end = VICTIM + 1 if cell.input == "array" else VICTIM - VICTIM % CHUNK + CHUNK
-        early = cell.input == "generator" and tasks[:1] == range(VICTIM, VICTIM + 1) and tasks.stop < end  # a chunk does not wait for slow elements
-        return None if early or tasks == range(VICTIM, end) else f"it names {tasks}"
+        if cell.input == "generator":  # a chunk does not wait for slow elements
+            end = tasks.stop
+        return None if tasks and tasks == range(VICTIM, end) else f"it names {tasks}"
     if cell.place in ("starting", "before the first hello", "exit function", "after it"):
         return None if not tasks else f"it names {tasks}"
     return None if len(tasks) <= CHUNK else f"it names {tasks}"
