@@ -115,7 +115,11 @@ class SerializationError(FastpoolError, pickle.PicklingError):
         Number of the task.
     worker_id : int or None
         The worker it happened in; None: the parent.
+    use_dill : bool
+        The pool uses dill.
     """
+
+    use_dill = False
 
     def __init__(self, what: str, task: int | None, worker_id: int | None, detail: str) -> None:
         super().__init__(what, task, worker_id, detail)
@@ -127,12 +131,23 @@ class SerializationError(FastpoolError, pickle.PicklingError):
     def __str__(self) -> str:
         where = "the parent" if self.worker_id is None else f"worker {self.worker_id}"
         of = "" if self.task is None else f" of task {self.task}"
-        return (
-            f"the {self.what}{of} cannot be sent between processes (in {where}): {self.detail}. "
-            f"{FUNCTION_REMEDY if self.what == 'function' else VALUE_REMEDY}"
-        )
+        return f"the {self.what}{of} cannot be sent between processes (in {where}): {self.detail}. {self._remedy}"
+
+    @property
+    def _remedy(self) -> str:
+        if BY_INHERITANCE in self.detail:
+            return SHARED_REMEDY
+        if self.use_dill:
+            return DILL_REMEDY
+        return FUNCTION_REMEDY if self.what == "function" else VALUE_REMEDY
 
 
+BY_INHERITANCE = "only be shared between processes through inheritance"  # multiprocessing's own words
+SHARED_REMEDY = (
+    "Give locks, queues and the like to the workers when they start: make them with pool.ctx and pass them in "
+    "WorkerPool(shared_objects=...)."
+)
+DILL_REMEDY = "Not even dill can send it: leave it out, or make it inside the worker (worker_init)."
 VALUE_REMEDY = (
     "Pass objects that pickle can handle (or dill, with use_dill=True), or make them inside the worker (worker_init)."
 )
