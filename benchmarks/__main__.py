@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from importlib import util
 from pathlib import Path
@@ -43,6 +44,27 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.plots and util.find_spec("matplotlib") is None:
         parser.error("--plots needs matplotlib: pip install 'fastpool[bench]'")
     return options
+
+
+def unwritable(options: argparse.Namespace) -> str | None:
+    """Which output cannot be written, and why. Makes folders, and nothing else."""
+    option: str
+    file: Path
+    try:
+        if options.json:
+            option, file = "--json", options.json
+            file.parent.mkdir(parents=True, exist_ok=True)
+            is_new = not file.exists()
+            file.open("a").close()
+            if is_new:
+                file.unlink()
+        if options.plots:
+            option, file = "--plots", options.plots
+            file.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=file).close()
+    except OSError as error:
+        return f"{option} {file}: {error.strerror}"
+    return None
 
 
 def print_list() -> None:
@@ -87,6 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         print_list()
         return 0
+    if problem := unwritable(options):
+        print(f"python -m benchmarks: error: {problem}", file=sys.stderr)
+        return 2
     suite = [case for case in SUITE if not options.case or case.name in options.case]
     peers = participants(options.peers, options.quick)
     settings = Settings(options.jobs, options.repeats, options.quick)
@@ -104,7 +129,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "results": {name: [result.to_json() for result in found] for name, found in results.items()},
             "bars": [one.to_json() for one in judged],
         }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(record, indent=2) + "\n")
     if options.plots:
         from .plots import draw

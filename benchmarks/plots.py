@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from .cases import BY_NAME, Case, Sweep
 from .peers import PEERS, Fastpool, Loop
-from .results import CaseResult, Timing, curve_of, metg
+from .results import CaseResult, Timing, curve_of, how_many, metg
 from .table import figure, granularity, milliseconds, peers_of, wrap
 
 OURS, THEIRS, LINE = "#c2410c", "#94a3b8", "#334155"
@@ -57,9 +57,8 @@ def draw_case(case: Case, result: CaseResult) -> Any:
     axes.set_xlim(min(*spread, 1) / 1.6, max(*spread, 1) * 8)  # room for the labels on the right
     axes.set_yticks(range(len(bars)), [timing.peer for timing in bars])
     plain_ticks(axes.xaxis)
-    axes.set_xlabel(
-        f"time as a multiple of {reference.peer}'s, median of {len(reference.seconds)} runs; whiskers: min and max"
-    )
+    runs = how_many([reference, *bars])
+    axes.set_xlabel(f"time as a multiple of {reference.peer}'s, median of {runs}; whiskers: min and max")
     axes.set_title(wrap(f"{case.name}: {case.work}"), loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     return chart
@@ -112,12 +111,26 @@ def plain_ticks(axis: Any) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def main(record: str, folder: str) -> None:
-    results = json.loads(Path(record).read_text())["results"]
-    read = {name: [CaseResult.from_json(found) for found in case] for name, case in results.items()}
-    for file in draw(read, Path(folder)):
-        print(file)
+def read_record(file: Path) -> dict[str, list[CaseResult]]:
+    results = json.loads(file.read_text())["results"]
+    return {name: [CaseResult.from_json(found) for found in case] for name, case in results.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.plots", description="Draw what was measured before.")
+    parser.add_argument("record", type=Path, metavar="FILE", help="what `python -m benchmarks --json FILE` wrote")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="where the PNG files go")
+    options = parser.parse_args()
+    try:
+        results = read_record(options.record)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        parser.error(f"{options.record} is no record of a run: {type(error).__name__}: {error}")
+    try:
+        for file in draw(results, options.folder):
+            print(file)
+    except OSError as error:
+        parser.error(f"nothing can be drawn into {options.folder}: {error}")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -31,6 +31,12 @@ class Timing:
         return max(self.seconds)
 
 
+def how_many(timings: Sequence[Timing]) -> str:
+    """The numbers of runs, in words: slow peers have fewer."""
+    counts = sorted({len(timing.seconds) for timing in timings})
+    return f"{counts[0]} runs" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} runs"
+
+
 @dataclass(frozen=True)
 class CaseResult:
     case: str

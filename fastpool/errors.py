@@ -115,7 +115,11 @@ class SerializationError(FastpoolError, pickle.PicklingError):
         Number of the task.
     worker_id : int or None
         The worker it happened in; None: the parent.
+    use_dill : bool
+        The pool uses dill.
     """
+
+    use_dill = False
 
     def __init__(self, what: str, task: int | None, worker_id: int | None, detail: str) -> None:
         super().__init__(what, task, worker_id, detail)
@@ -125,11 +129,16 @@ class SerializationError(FastpoolError, pickle.PicklingError):
         self.detail = detail
 
     def __str__(self) -> str:
-        return (
-            f"the {self.what}{of_task(self.task)} cannot be sent between processes (in {place_of(self.worker_id)}): "
-            f"{self.detail}. "
-            f"{FUNCTION_REMEDY if self.what == 'function' else VALUE_REMEDY}"
-        )
+        of, where = of_task(self.task), place_of(self.worker_id)
+        return f"the {self.what}{of} cannot be sent between processes (in {where}): {self.detail}. {self._remedy}"
+
+    @property
+    def _remedy(self) -> str:
+        if BY_INHERITANCE in self.detail:
+            return SHARED_REMEDY
+        if self.use_dill:
+            return DILL_REMEDY
+        return FUNCTION_REMEDY if self.what == "function" else VALUE_REMEDY
 
 
 def unsendable(
@@ -149,6 +158,12 @@ def place_of(worker_id: int | None) -> str:
     return "the parent" if worker_id is None else f"worker {worker_id}"
 
 
+BY_INHERITANCE = "only be shared between processes through inheritance"  # multiprocessing's own words
+SHARED_REMEDY = (
+    "Give locks, queues and the like to the workers when they start: make them with pool.ctx and pass them in "
+    "WorkerPool(shared_objects=...)."
+)
+DILL_REMEDY = "Not even dill can send it: leave it out, or make it inside the worker (worker_init)."
 VALUE_REMEDY = (
     "Pass objects that pickle can handle (or dill, with use_dill=True), or make them inside the worker (worker_init)."
 )

@@ -16,7 +16,7 @@ import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from fastpool.definition import Definition
+from fastpool.definition import Definition, module_of
 from fastpool.errors import unsendable
 from fastpool.serializer import Serializer
 
@@ -46,19 +46,21 @@ def dumps(functions: Functions, definitions: list[Definition], serializer: Seria
         Naming the function that cannot be pickled.
     """
     try:
-        pickled = serializer.dumps(tuple(functions), 5)
+        pickled = serializer.dumps_functions(tuple(functions))
     except Exception as error:
         name = name_of(_first_that_fails(functions, serializer))
         detail = f"{name}: {type(error).__qualname__}: {error}"
         raise unsendable(error, "function", None, None, detail) from error
     names = [name_of(function) for function in functions]
-    return pickle.dumps((pickled, names, [definition.digest for definition in definitions]), 5)
+    by_value = [serializer.shares_main and module_of(function) == "__main__" for function in functions]
+    digests = [None if value else definition.digest for definition, value in zip(definitions, by_value, strict=True)]
+    return pickle.dumps((pickled, names, digests), 5)
 
 
 def _first_that_fails(functions: Functions, serializer: Serializer) -> Function | None:
     for function in functions:
         try:
-            serializer.dumps(function, 5)
+            serializer.dumps_functions(function)
         except Exception:  # why is known already
             return function
     return functions.task
@@ -91,6 +93,8 @@ def loads(blob: bytes, serializer: Serializer, worker_id: int, given: dict[str, 
         detail = f"{what}: {type(error).__qualname__}: {error}"
         raise unsendable(error, "function", None, worker_id, detail) from error
     for function, name, sent in zip(functions, names, fingerprints, strict=True):
+        if sent is None:  # it travelled by value, or cannot be defined again
+            continue
         if Definition(function).digest != sent and (given is None or given.get(name, sent) != sent):
             raise StaleFunctionError(name)
     if given is not None:

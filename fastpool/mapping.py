@@ -172,7 +172,9 @@ class MapRun:
         return Recovery(self.segment, self.collector, feed, values, job.retries, job.return_exceptions)
 
     def _revive(self, worker_id: int, task: int, payload: Any) -> BaseException:
-        return revive(worker_id, task, payload, self.supervisor.serializer)
+        error = revive(worker_id, task, payload, self.supervisor.serializer)
+        self.supervisor.tell_of_dill(error)
+        return error
 
     def _recover(self, recovery: Recovery, size: int) -> None:
         """Give to others what dead workers have left: of a range, when all of it may be claimed."""

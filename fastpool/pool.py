@@ -44,7 +44,8 @@ class WorkerPool:
         Workers survive the end of a map, with their state, until :meth:`stop_and_join`, :meth:`terminate` or the end of
         the ``with`` block. A kept worker that ends in between is an error in the next call.
     use_dill : bool, default False
-        dill instead of pickle for functions, arguments, results and shared objects.
+        dill instead of pickle for functions, arguments, results and shared objects. Without fork, the main program's
+        functions share their globals in a worker: the values there are when a map begins, and what workers set.
     memory_limit : int, optional
         Bytes of shared memory that input and large results may take together; large results beyond it travel in pieces.
         Default: half of what this process may use of the machine.

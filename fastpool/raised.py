@@ -44,7 +44,7 @@ def _dumps(error: BaseException, serializer: Serializer, reduce: Callable[[BaseE
     ).dump(error)
     blob = stream.getvalue()
     back = type(serializer.loads(blob))
-    if back is not type(error):
+    if (back.__module__, back.__qualname__) != (type(error).__module__, type(error).__qualname__):
         raise TypeError(f"it comes back as {back.__qualname__}")
     return blob
 

@@ -23,15 +23,30 @@ class Serializer(NamedTuple):
     pickler : callable
         ``pickler(file, reduce, buffer_callback=None)``: the same as an object, with ``dump(object)``, which asks first
         how an object is reduced: ``reduce(object)`` (NotImplemented: as ever).
+    dumps_functions : callable
+        ``dumps_functions(functions)`` returns bytes.
+    begin_job : callable
+        ``begin_job()``: what functions refer to may have changed.
+    shares_main : bool
+        The main program's functions travel by value, and find its names in the worker.
     """
 
     dumps: Callable[..., bytes]
     loads: Callable[..., Any]
     pickler: Callable[..., Any]
+    dumps_functions: Callable[[Any], bytes]
+    begin_job: Callable[[], None]
+    shares_main: bool = False
 
 
-def make_serializer(use_dill: bool) -> Serializer:
-    """Pickle, or dill.
+def make_serializer(use_dill: bool, forks: bool) -> Serializer:
+    """What the owner of a pool uses: pickle, or dill.
+
+    Parameters
+    ----------
+    use_dill : bool
+    forks : bool
+        Workers inherit what this process has.
 
     Raises
     ------
@@ -39,13 +54,27 @@ def make_serializer(use_dill: bool) -> Serializer:
         dill is not installed.
     """
     if not use_dill:
-        return Serializer(pickle.dumps, pickle.loads, _make_pickler)
+        return PICKLE
     try:
-        import dill
+        import dill  # noqa: F401
     except ImportError as error:
         raise ImportError("use_dill=True needs dill, which is not installed: pip install fastpool[dill]") from error
-    # recurse: what a function of the main program refers to goes along, since workers need not have that program
-    return Serializer(partial(dill.dumps, recurse=True), dill.loads, _make_dill_pickler)
+    from fastpool.dilled import ToFork, ToFresh
+
+    return _serializer_of(ToFork() if forks else ToFresh(), shares_main=not forks)
+
+
+def make_worker_serializer(use_dill: bool) -> Serializer:
+    """What a worker uses. Made in it, or in its owner just before the fork."""
+    if not use_dill:
+        return PICKLE
+    from fastpool.dilled import ToOwner
+
+    return _serializer_of(ToOwner())
+
+
+def _serializer_of(sender: Any, shares_main: bool = False) -> Serializer:
+    return Serializer(sender.dumps, sender.loads, sender.pickler, sender.dumps_functions, sender.begin_job, shares_main)
 
 
 class _Pickler(pickle.Pickler):
@@ -58,9 +87,4 @@ def _make_pickler(file: Any, reduce: Reduce, buffer_callback: BufferCallback | N
     return _Pickler(file, reduce, buffer_callback)
 
 
-def _make_dill_pickler(file: Any, reduce: Reduce, buffer_callback: BufferCallback | None = None) -> Any:
-    import dill
-
-    pickler = dill.Pickler(file, 5, recurse=True, buffer_callback=buffer_callback)
-    pickler.reducer_override = reduce
-    return pickler
+PICKLE = Serializer(pickle.dumps, pickle.loads, _make_pickler, partial(pickle.dumps, protocol=5), lambda: None)

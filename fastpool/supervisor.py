@@ -24,7 +24,7 @@ from fastpool.machine import cpu_count
 from fastpool.options import PoolOptions
 from fastpool.process import WORKERS, WorkerProcess, bury_unknown
 from fastpool.recovery import Death, Elimination, Recovery
-from fastpool.serializer import make_serializer
+from fastpool.serializer import make_serializer, make_worker_serializer
 
 logger = logging.getLogger("fastpool")
 
@@ -43,7 +43,7 @@ class Supervisor:
 
     def __init__(self, options: PoolOptions) -> None:
         self.options = options
-        self.serializer = make_serializer(options.use_dill)
+        self.serializer = make_serializer(options.use_dill, self.forks)
         self.owner_pid = os.getpid()
         self.exit_results: list[Any] = []
         self._starts_afresh = True  # the next worker to be started is the first
@@ -85,12 +85,18 @@ class Supervisor:
                 logger.warning("%s", death.error(range(0)))  # all results were there
             self._take_exit_results()
             return results
-        except BaseException:
+        except BaseException as error:
             self.terminate()
+            self.tell_of_dill(error)
             raise
         finally:
             self.deaths = None
             self.running = False
+
+    def tell_of_dill(self, error: BaseException) -> None:
+        """So that it is not advised to those who use it."""
+        if isinstance(error, SerializationError):
+            error.use_dill = self.options.use_dill
 
     def _prepare(self, new: Functions) -> None:
         self._check_owner()
@@ -101,6 +107,7 @@ class Supervisor:
             self._segment = Segment(n_jobs, RING_BYTES, self.options.memory_limit, cpu_count())
             self._collector = Collector(self._segment, self.serializer.loads)
         self.bury(self._ended_meanwhile())
+        self.serializer.begin_job()
         if not self._workers:
             self._starts_afresh = True
             self._pack_shared_objects()
@@ -245,7 +252,8 @@ class Supervisor:
         options = self.options
         shared = () if options.shared_objects is None else (options.shared_objects,)
         leading = worker.leading_arguments(worker_id, shared, options.pass_worker_id, options.use_worker_state)
-        host = worker.Host(worker_id, leading, self._version, self._functions, self.serializer)
+        serializer = make_worker_serializer(options.use_dill)
+        host = worker.Host(worker_id, leading, self._version, self._functions, serializer)
         return partial(worker.run, host), []
 
     def _outfit(self, worker_id: int) -> tuple[Callable[[Segment], None], list[int]]:

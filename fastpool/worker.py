@@ -15,7 +15,7 @@ from fastpool._worker import Loop
 from fastpool.arrays import attach_spaces
 from fastpool.errors import FastpoolError, SerializationError, unsendable
 from fastpool.functions import Function, Functions
-from fastpool.serializer import Serializer, make_serializer
+from fastpool.serializer import Serializer, make_worker_serializer
 from fastpool.spawning import Packed, take, unpack
 
 NO_FUNCTIONS = Functions(None, None, None)  # type: ignore[arg-type]  # before the first job
@@ -147,7 +147,7 @@ class FreshHost(Host):
     """
 
     def __init__(self, outfit: Outfit) -> None:
-        super().__init__(outfit.worker_id, (), 0, NO_FUNCTIONS, make_serializer(outfit.use_dill))
+        super().__init__(outfit.worker_id, (), 0, NO_FUNCTIONS, make_worker_serializer(outfit.use_dill))
         self.outfit = outfit
         self.given = {}
 

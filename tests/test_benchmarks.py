@@ -21,7 +21,7 @@ from benchmarks.bars import Bar, Judged
 from benchmarks.child import CaseFailed, measure_in_child
 from benchmarks.measure import Settings, WrongResult
 from benchmarks.peers import Loop, Peer
-from benchmarks.results import CaseResult, Metg, Timing, curve_of, metg
+from benchmarks.results import CaseResult, Metg, Timing, curve_of, how_many, metg
 
 
 def case_result(
@@ -73,6 +73,47 @@ def test_plots_go_to_a_folder_that_git_ignores_unless_told(monkeypatch: pytest.M
     assert command.parse(["--plots", "elsewhere"]).plots == Path("elsewhere")
 
 
+@pytest.mark.parametrize("option", ["--json", "--plots"])
+def test_what_cannot_be_written_is_refused_before_anything_is_measured(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(command, "run_cases", lambda *_: pytest.fail("it was measured"))
+    (tmp_path / "file").write_text("kept")
+    wrong = {"--json": [tmp_path, tmp_path / "file" / "x"], "--plots": [tmp_path / "file", tmp_path / "file" / "x"]}
+    for path in wrong[option]:
+        assert command.main([option, str(path)]) == 2
+        assert f"error: {option} {path}: " in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_looking_whether_it_can_be_written_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command.util, "find_spec", lambda name: object())
+    (tmp_path / "old.json").write_text("kept")
+    for name in ("new.json", "old.json"):
+        options = command.parse(["--json", str(tmp_path / name), "--plots", str(tmp_path / "plots")])
+        assert command.unwritable(options) is None
+    assert (tmp_path / "old.json").read_text() == "kept"
+    assert not (tmp_path / "new.json").exists()
+    assert list((tmp_path / "plots").iterdir()) == []
+
+
+@pytest.mark.parametrize("record", [None, "missing.json", "wrong.json", "other.json"])
+def test_plots_of_no_record(record: str | None, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "wrong.json").write_text("{")
+    (tmp_path / "other.json").write_text("[]")
+    given = [] if record is None else [str(tmp_path / record), str(tmp_path / "new")]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.plots", *given], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: python -m benchmarks.plots")
+    assert record is None or str(tmp_path / record) in done.stderr
+
+
 def test_list_names_every_case_and_peer(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--list"]) == 0
     named = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
@@ -111,6 +152,11 @@ def test_statistics() -> None:
     assert result.ratio("loop", "mpire") is None
     assert result.efficiency("mpire") is None
     assert result.task_seconds == 0.006
+
+
+def test_how_many_runs() -> None:
+    assert how_many([Timing("a", (1.0, 2.0)), Timing("b", (1.0, 2.0))]) == "2 runs"
+    assert how_many([Timing("a", (1.0,)), Timing("b", (1.0, 2.0, 3.0))]) == "1 to 3 runs"
 
 
 def test_json_and_back() -> None:

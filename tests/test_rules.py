@@ -34,7 +34,9 @@ LAYERS = [
     {"_nursery", "_packed"},
     {"_native", "_tagwriter", "_tagreader"},
     {"_scalars"},
-    {"definition", "errors", "machine", "serializer"},
+    {"serializer"},
+    {"dilled"},
+    {"definition", "errors", "machine"},
 ]
 
 
