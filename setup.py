@@ -54,17 +54,13 @@ def extension(name: str, sources: list[str]) -> Extension:
 
 extensions = [
     extension("_native", sorted(glob("csrc/*.c"))),  # the only one that links csrc
-    extension("_packed", []),
-    extension("_scalars", []),
-    extension("_tagwriter", []),
-    extension("_tagreader", []),
-    extension("_codec", []),
-    extension("_nursery", []),
-    extension("_plan", []),
-    extension("_feed", []),
-    extension("_lane", []),
-    extension("_worker", []),
-    extension("_collect", []),
+    *(
+        extension(name, [])
+        for name in (
+            *("_signals", "_scalars", "_tagwriter", "_tagreader", "_packed", "_codec", "_nursery", "_plan"),
+            *("_feed", "_lane", "_worker", "_collect"),
+        )
+    ),
 ]
 
 setup(

@@ -80,16 +80,18 @@ static int sleep_once(fp_bell *bell, const fp_event *event, int barrier_all, fp_
   return time_left(deadline_ns) == 0 ? FP_WAIT_TIMEOUT : 0;
 }
 
-int fp_bell_wait(fp_bell *bell, const fp_event *event, fp_spin *spin, int barrier_all, fp_predicate predicate,
-                 void *context, const int *fds, int *ready, int n, uint64_t deadline_ns) {
+int fp_bell_try(fp_spin *spin, fp_predicate predicate, void *context, uint64_t deadline_ns) {
+  if (predicate(context)) return 1;
+  if (spin->limit_ns == 0) return 0;
+  int earned = spin_and_yield(spin, predicate, context, deadline_ns);
+  learn(spin, earned);
+  return earned;
+}
+
+int fp_bell_sleep(fp_bell *bell, const fp_event *event, int barrier_all, fp_predicate predicate,
+                  void *context, const int *fds, int *ready, int n, uint64_t deadline_ns) {
   if (n < 1 || fds[0] != event->read_fd) return FP_MISUSE;
   for (int i = 0; i < n; i++) ready[i] = 0;
-  if (predicate(context)) return FP_WAIT_READY;
-  if (spin->limit_ns > 0) {
-    int earned = spin_and_yield(spin, predicate, context, deadline_ns);
-    learn(spin, earned);
-    if (earned) return FP_WAIT_READY;
-  }
   int result;
   do result = sleep_once(bell, event, barrier_all, predicate, context, fds, ready, n, deadline_ns);
   while (result == 0);

@@ -23,14 +23,19 @@ enum {
   FP_WAIT_SIGNAL = 4, /* a signal arrived: let its handler run, then wait again */
 };
 
-/* Wait until predicate(context). fds[0] must be the bell's descriptor (event->read_fd); fds[1..n-1] are
+/* Does predicate(context) hold, at once or while spinning? Not after deadline_ns, on fp_now_ns()'s clock (FP_NEVER: none). */
+int fp_bell_try(fp_spin *spin, fp_predicate predicate, void *context, uint64_t deadline_ns);
+
+/* Sleep until predicate(context). fds[0] must be the bell's descriptor (event->read_fd); fds[1..n-1] are
  * handles whose readiness ends the wait (-1: ignored). barrier_all: this sleeper waits for words that others
- * store without a fence (the parent, unless the segment says fence_each). deadline_ns: on fp_now_ns()'s clock, FP_NEVER for none.
+ * store without a fence (the parent, unless the segment says fence_each).
  * Returns FP_WAIT_* or an errno negated. A ready handle is told before the predicate is asked again: after
- * FP_WAIT_HANDLE look at both. The reverse does not hold: a wait that is READY without a sleep looked at no
- * handle (ready[] is 0), so whoever is always READY must poll the handles itself from time to time. */
-int fp_bell_wait(fp_bell *bell, const fp_event *event, fp_spin *spin, int barrier_all, fp_predicate predicate,
-                 void *context, const int *fds, int *ready, int n, uint64_t deadline_ns);
+ * FP_WAIT_HANDLE look at both. The reverse does not hold: a sleep that is READY before it began looked at no
+ * handle (ready[] is 0), so whoever is always READY must poll the handles itself from time to time.
+ * A signal whose handler ran before the poll began does not end it: the caller has a descriptor that the handler writes to
+ * among the handles. */
+int fp_bell_sleep(fp_bell *bell, const fp_event *event, int barrier_all, fp_predicate predicate,
+                  void *context, const int *fds, int *ready, int n, uint64_t deadline_ns);
 
 /* Wake the bell's owner if it sleeps. The caller has published what the owner waits for. Whoever clears `sleeping`
  * has already written, so a ringer may stop for ever at any instruction here and silence nobody else.

@@ -6,6 +6,8 @@ reach everything else through the functions at the end of this file.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from fastpool._signals cimport Wakeup
+
 
 cdef extern from "layout.h" nogil:
     enum:
@@ -387,7 +389,9 @@ cdef class Segment(Arena):
     cdef int *fds
     cdef int *ready
     cdef fp_owner owner
+    cdef int following  # in a worker: what came of the attempt to follow its owner
     cdef int lent_fd
+    cdef Wakeup wakeup
     cdef fp_spin spin
     cdef fp_spin worker_spin
     cdef readonly bint closed

@@ -11,6 +11,7 @@ from posix.unistd cimport _exit, close as close_fd, getpid
 
 import os
 
+from fastpool._signals cimport Wakeup, hold_signals, release_signals
 from fastpool.errors import DamagedMemoryError
 
 
@@ -39,9 +40,9 @@ cdef extern from "platform.h" nogil:
     void fp_platform_refuse(unsigned mask)
 
 cdef extern from "bell.h" nogil:
-    int fp_bell_wait(fp_bell *bell, const fp_event *event, fp_spin *spin, int barrier_all,
-                     fp_predicate predicate, void *context, const int *fds, int *ready, int n,
-                     uint64_t deadline_ns)
+    int fp_bell_try(fp_spin *spin, fp_predicate predicate, void *context, uint64_t deadline_ns)
+    int fp_bell_sleep(fp_bell *bell, const fp_event *event, int barrier_all, fp_predicate predicate, void *context,
+                      const int *fds, int *ready, int n, uint64_t deadline_ns)
     int fp_bell_ring(fp_bell *bell, const fp_event *event)
 
 cdef extern from "claim.h" nogil:
@@ -510,6 +511,7 @@ cdef class Segment(Arena):
             for i in range(lanes):
                 check(fp_event_open(&self.events[i]), "cannot open a worker's bell")
             check(fp_owner_open(&self.owner), "cannot open the owner pipe")
+            self.wakeup = Wakeup()
         except BaseException:
             self.close()
             raise
@@ -530,6 +532,7 @@ cdef class Segment(Arena):
         if life_fd >= 0:
             check(fp_watch_inherit(life_fd), "cannot keep a worker's life pipe")
         segment.map_from(place, memory_fd)
+        segment.following = fp_owner_follow(&segment.owner)
         return segment
 
     def __dealloc__(self):
@@ -550,6 +553,8 @@ cdef class Segment(Arena):
             self.reaped(i)
         fp_event_close(&self.bell_event)
         fp_owner_close(&self.owner)
+        if self.wakeup is not None:
+            self.wakeup.close()
 
     def close(self) -> None:
         """Give everything back, memory that is held when it is dropped. All workers must have ended."""
@@ -562,7 +567,8 @@ cdef class Segment(Arena):
         """Fork a worker: its pid in the parent, 0 in the child.
 
         The child blocks SIGINT until it calls :meth:`enter_worker`. The pid is on record before any Python code can
-        run in the parent, so that an exception in between leaves no process that nobody knows.
+        run in the parent, so that an exception in between leaves no process that nobody knows. From its first
+        instruction on the child follows its owner: whatever at-fork hooks do, it is gone when that is.
         """
         cdef sigset_t block, old
         cdef int pid
@@ -573,14 +579,15 @@ cdef class Segment(Arena):
         sigaddset(&block, SIGINT)
         # Until all hooks have run: an exception in one of them is printed and lost, a KeyboardInterrupt too.
         pthread_sigmask(SIG_BLOCK, &block, &old)
-        try:
-            PyErr_CheckSignals()
-        except BaseException:
+        due = hold_signals()
+        if due is not None:
+            due = release_signals() or due
             pthread_sigmask(SIG_SETMASK, &old, NULL)
-            raise
+            raise due
         PyOS_BeforeFork()
         pid = fp_fork()
         if pid == 0:
+            self.following = fp_owner_follow(&self.owner)
             PyOS_AfterFork_Child()
             fp_watch_child(&self.watches[worker])
             return 0
@@ -588,12 +595,15 @@ cdef class Segment(Arena):
             self.pids[worker] = pid
             store(fp_line_of(self.at, worker).pid, pid)
         PyOS_AfterFork_Parent()
+        due = release_signals()
         pthread_sigmask(SIG_SETMASK, &old, NULL)
         if pid < 0:
             fp_watch_close(&self.watches[worker])
             check(pid, "cannot fork a worker")
         check(fp_watch_parent(&self.watches[worker], pid), "cannot open a worker's process handle")
         self.fds[worker + 1] = self.watches[worker].fd
+        if due is not None:
+            raise due
         PyErr_CheckSignals()
         return pid
 
@@ -636,9 +646,10 @@ cdef class Segment(Arena):
         self.lent_fd = -1
 
     def enter_worker(self, int worker) -> None:
-        """First call in a worker, SIGINT being ignored: follow the owner, take part in barriers, unblock SIGINT."""
+        """First call in a worker, SIGINT being ignored: take part in barriers, unblock SIGINT."""
         cdef sigset_t block
-        check(fp_owner_follow(&self.owner), "cannot follow the pool's owner")
+        check(self.following, "cannot follow the pool's owner")
+        self.wakeup = Wakeup()
         cdef uint64_t word = 0
         cdef int code = fp_read_process(self.owner_pid, self.at.probe, &word, sizeof(word), False)
         store(fp_line_of(self.at, worker).reads_owner, FP_READS_YES if code == 0 and word == FP_MAGIC else FP_READS_NO)
@@ -848,39 +859,61 @@ cdef class Segment(Arena):
 
     cdef int wait_as_worker(self, uint32_t worker, fp_predicate predicate, void *context) except -1:
         """Sleep until the predicate holds. Does not return if the owner is gone."""
-        cdef int fds[2]
-        cdef int ready[2]
+        cdef int fds[3]
+        cdef int ready[3]
         cdef int why
+        with nogil:
+            if fp_bell_try(&self.worker_spin, predicate, context, FP_NEVER):
+                return 0
         fds[0] = self.events[worker].read_fd
         fds[1] = self.owner.read_fd
         while True:
+            fds[2] = self.wakeup.listen()
             with nogil:
-                why = fp_bell_wait(&fp_lane_of(self.at, worker).bell, &self.events[worker], &self.worker_spin, 0,
-                                   predicate, context, fds, ready, 2, FP_NEVER)
+                why = fp_bell_sleep(&fp_lane_of(self.at, worker).bell, &self.events[worker], 0, predicate, context,
+                                    fds, ready, 3, FP_NEVER)
+            self.wakeup.cease()
             if why == FP_WAIT_READY:
                 return 0
-            if why == FP_WAIT_HANDLE:
+            if why == FP_WAIT_HANDLE and ready[1]:
                 _exit(1)  # the owner is gone; the kernel's SIGKILL is on its way too
             check(why, "a worker's wait")
-            PyErr_CheckSignals()
 
     cdef int wait_as_parent(self, fp_predicate predicate, void *context, uint64_t deadline_ns) except -1:
         """Sleep until the predicate holds, a worker's process ended (FP_WAIT_HANDLE), or the deadline."""
         cdef int why
+        with nogil:
+            if fp_bell_try(&self.spin, predicate, context, deadline_ns):
+                return FP_WAIT_READY
         while True:
+            self.fds[self.lanes + 1] = self.wakeup.listen()
             with nogil:
-                why = fp_bell_wait(&self.at.bell, &self.bell_event, &self.spin, not self.at.fence_each, predicate,
-                                   context, self.fds, self.ready, self.lanes + 1, deadline_ns)
-            if why != FP_WAIT_SIGNAL:
+                why = fp_bell_sleep(&self.at.bell, &self.bell_event, not self.at.fence_each, predicate, context, self.fds,
+                                    self.ready, self.lanes + 2, deadline_ns)
+            self.wakeup.cease()
+            if why != FP_WAIT_SIGNAL and not (why == FP_WAIT_HANDLE and not self.ended()):
                 return check(why, "the parent's wait")
-            PyErr_CheckSignals()
+
+    def wait_for(self, int handle) -> None:
+        """Sleep until a descriptor is readable."""
+        cdef int fds[2]
+        cdef int ready[2]
+        cdef int why
+        fds[0] = handle
+        ready[0] = 0
+        while not ready[0]:
+            fds[1] = self.wakeup.listen()
+            with nogil:
+                why = fp_poll(fds, ready, 2, -1)
+            self.wakeup.cease()
+            if why != -EINTR:
+                check(why, "a wait for a process")
 
     def look_at_handles(self) -> list[int]:
         """Workers whose process has ended, without waiting."""
-        cdef int found = -EINTR
-        while found == -EINTR:  # as poll says where a signal is pending, also if it has nothing to wait for
-            found = fp_poll(self.fds, self.ready, self.lanes + 1, 0)
-        check(found, "a look at the workers")
+        cdef int code = fp_poll(self.fds, self.ready, self.lanes + 1, 0)
+        if code != -EINTR:  # else nothing is ready, and the caller will look again
+            check(code, "a look at the workers")
         return self.ended()
 
     def ended(self) -> list[int]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy
 
 from fastpool import mapping
+from fastpool._signals import Interruptible, uninterrupted
 from fastpool.job import make_map_job
 from fastpool.options import DEFAULT_START_METHOD, make_options
 from fastpool.supervisor import Supervisor
@@ -268,7 +269,7 @@ class WorkerPool:
         this returns when it has: as soon as the input, if that keeps it waiting, gives its next element.
         """
         if not self._thread.acquire(blocking=False):
-            with self._supervisor.ended_by_another_thread():
+            with self._supervisor.ended_by_another_thread(), Interruptible():
                 self._thread.acquire()
         try:
             self._terminate()
@@ -288,6 +289,7 @@ class WorkerPool:
     def __enter__(self) -> WorkerPool:
         return self
 
+    @uninterrupted
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None
     ) -> None:

@@ -22,24 +22,27 @@ from multiprocessing import connection, context, forkserver, process, resource_t
 from typing import Any
 
 from fastpool._native import Detached, Segment
+from fastpool._signals import uninterrupted
 from fastpool.spawning import Descriptors, refusals_named, take
 
 SERVER_DESCRIPTORS = 8  # that a start through the fork server has open at once
 EXIT_UNKNOWN = 255  # as in multiprocessing, where somebody else collected the status
 
 
-def exit_code(pid: int, handle: int, status_fd: int, block: bool) -> int | None:
-    """Wait for a process: its exit code (minus a signal's number), None while it runs.
+def exit_code(segment: Segment, pid: int, handle: int, status_fd: int, block: bool) -> int | None:
+    """Wait for a process: its exit code (minus a signal's number), None while it runs. Signals are heard meanwhile.
 
     Raises
     ------
     ChildProcessError
         It has ended, and somebody else has its status.
     """
+    if block and handle >= 0:
+        segment.wait_for(handle)
     if status_fd < 0:
         ended, status = os.waitpid(pid, 0 if block else os.WNOHANG)
         return os.waitstatus_to_exitcode(status) if ended else None
-    if handle >= 0 and not connection.wait([handle], None if block else 0):
+    if handle >= 0 and not connection.wait([handle], 0):
         return None
     try:
         return forkserver.read_signed(status_fd)  # type: ignore[no-any-return]
@@ -80,7 +83,7 @@ class Popen(abc.ABC):
             handle = self.sentinel if detached is None else detached.handle
             status_fd = self.segment.status_fd(self.worker_id) if detached is None else detached.status_fd
             try:
-                code = exit_code(self.pid, handle, status_fd, block)
+                code = exit_code(self.segment, self.pid, handle, status_fd, block)
             except ChildProcessError:  # SIGCHLD ignored, or reaped by somebody else, or no fork server to tell
                 self.status_lost = True
                 code = EXIT_UNKNOWN
@@ -101,6 +104,7 @@ class Popen(abc.ABC):
         else:
             self._detached.close()
 
+    @uninterrupted
     def detach(self) -> None:
         """Let the lane go to a successor; this process only remains to be waited for."""
         self._detached = self.segment.detach(self.worker_id)
@@ -166,17 +170,21 @@ class SpawnPopen(Popen):
     def _launch_fresh(self, worker: WorkerProcess) -> int:
         self._start_helpers()
         with interrupts_blocked():  # in the new process too, until it ignores them
-            worker.lent = self.segment.lend(self.worker_id)
-            try:
-                with stdin_is_no_file():
-                    started = self._start(worker)
-            except BaseException:
-                self.segment.reaped(self.worker_id)
-                raise
-            try:
-                self.segment.adopt(self.worker_id, started.pid, self._status_fd(started))
-            finally:
-                started.close()  # its descriptors: the segment has better ones
+            return self._start_and_adopt(worker)
+
+    @uninterrupted
+    def _start_and_adopt(self, worker: WorkerProcess) -> int:
+        worker.lent = self.segment.lend(self.worker_id)
+        try:
+            with stdin_is_no_file():
+                started = self._start(worker)
+        except BaseException:
+            self.segment.reaped(self.worker_id)
+            raise
+        try:
+            self.segment.adopt(self.worker_id, started.pid, self._status_fd(started))
+        finally:
+            started.close()  # its descriptors: the segment has better ones
         return started.pid  # type: ignore[no-any-return]
 
     def _start_helpers(self) -> None:
@@ -389,5 +397,5 @@ def bury_unknown(segment: Segment, worker_id: int) -> None:
     pid = segment.pid(worker_id)
     # somebody else's SIGCHLD handler was faster, or the fork server is gone: it has ended all the same
     with contextlib.suppress(ChildProcessError):
-        exit_code(pid, segment.handle(worker_id), segment.status_fd(worker_id), block=True)
+        exit_code(segment, pid, segment.handle(worker_id), segment.status_fd(worker_id), block=True)
     segment.reaped(worker_id)

@@ -16,6 +16,7 @@ from typing import Any
 from fastpool import functions, remote, spawning, worker
 from fastpool._collect import Collector
 from fastpool._native import Segment
+from fastpool._signals import uninterrupted
 from fastpool.arrays import public_spaces, shared_memory
 from fastpool.definition import Definition, same_defaults
 from fastpool.errors import SerializationError
@@ -411,6 +412,7 @@ class Supervisor:
             for process in list(self._leaving):
                 process.popen.kill()
 
+    @uninterrupted
     def terminate(self) -> None:
         """Kill all workers, wait for them, give shared memory back. Safe to call in any state, and twice."""
         self.kill()

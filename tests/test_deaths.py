@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 from conftest import START_METHODS
+from leftovers import yield_until
 
-from fastpool import WorkerDiedError, WorkerPool
+from fastpool import WorkerDiedError, WorkerPool, _native
 
 SIGNALS = [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM, signal.SIGABRT]
 
@@ -173,14 +174,21 @@ def test_a_worker_that_never_comes_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # ---------------------------------------------------------------- the owner dies
 
-STATES = {
+STATES = {  # what the owner does, until two workers have reported and are in this state
+    "starting": "os.register_at_fork(after_in_child=asleep)\npool.map(report, range(1000))",
+    "initializing": "pool.map(nap, range(8), chunk_size=1, worker_init=asleep)",
     "idle": "pool.map(report, range(8), chunk_size=1)\nprint('ready', flush=True)\ntime.sleep(60)",
     "in python": "pool.map(spin, range(8), chunk_size=1)",
     "in a C call that holds the GIL": "pool.map(in_c, range(8), chunk_size=1)",
     "asleep in a task": "pool.map(asleep, range(8), chunk_size=1)",
+    "stopped": "pool.map(asleep, range(8), chunk_size=1)",
     "signals blocked": "pool.map(blocked, range(8), chunk_size=1)",
     "waiting for input": "pool.map(report, slow(), chunk_size=1)",
+    "waiting for room": "pool.map(large, slow(400), chunk_size=100)",
+    "in the exit function": "pool.map(nap, range(8), chunk_size=1, worker_exit=asleep)\npool.stop_and_join()",
+    "with workers of their own": "pool.map(have_workers, range(2), chunk_size=1)",
 }
+ASLEEP = ["idle", "waiting for input", "waiting for room"]  # the report comes before the sleep
 
 SCRIPT = """
 import os, re, signal, sys, threading, time
@@ -202,9 +210,21 @@ def in_c(x):
     report()
     re.match("(a+)+$", "a" * 60 + "b")
 
-def asleep(x):
+def asleep(x=0):
     report()
     time.sleep(60)
+
+def nap(x):
+    time.sleep(0.05)
+
+def large(x):
+    report()
+    return "x" * 30_000
+
+def have_workers(x):
+    report()
+    with WorkerPool(n_jobs=2) as inner:
+        inner.map(asleep, range(4), chunk_size=1)
 
 def blocked(x):
     signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP})
@@ -212,12 +232,12 @@ def blocked(x):
     while True:
         pass
 
-def slow():
-    yield from range(4)
+def slow(n=4):
+    yield from range(n)
     time.sleep(60)
 
 def main():
-    with WorkerPool(n_jobs=2, keep_alive=True, start_method="METHOD") as pool:
+    with WorkerPool(n_jobs=2, daemon=False, keep_alive=True, start_method="METHOD") as pool:
         RUN
 
 if __name__ == "__main__":
@@ -284,21 +304,38 @@ def all_end(handles: list[int]) -> bool:
 IN_THREAD = "t = threading.Thread(target=main); t.start(); t.join()"
 
 
-@pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize(
-    ("end", "method"),
-    [("main()", "fork"), (IN_THREAD, "fork"), ("main()", "spawn"), ("main()", "forkserver")],
-    ids=["main thread", "other thread", "spawn", "forkserver"],
-)
-def test_workers_are_gone_when_the_owner_is_killed(
-    start: Callable[..., Owner], state: str, end: str, method: str
-) -> None:
+WAYS = {  # where the pool is made, the start method, and the states that there are
+    "main thread": ("main()", "fork", list(STATES)),
+    "other thread": (IN_THREAD, "fork", list(STATES)),
+    "spawn": ("main()", "spawn", list(STATES)[1:]),
+    "forkserver": ("main()", "forkserver", list(STATES)[1:]),
+}
+
+
+@pytest.mark.parametrize(("way", "state"), [(way, state) for way in WAYS for state in WAYS[way][2]])
+def test_workers_are_gone_when_the_owner_is_killed(start: Callable[..., Owner], way: str, state: str) -> None:
+    if state == "stopped" and _native.is_posix():
+        pytest.skip("a stopped worker ends when it is continued (docs/architecture.md, portability)")
+    end, method, _ = WAYS[way]
     owner = start(script_of(STATES[state], end, method))
-    handles = [os.pidfd_open(pid) for pid in read_workers(owner, 2)]
+    pids = read_workers(owner, 6 if state == "with workers of their own" else 2)
+    handles = [os.pidfd_open(pid) for pid in pids]
     if state == "idle":
         read_until(owner, "(ready)")
+    for pid in pids:
+        if state in ASLEEP:
+            wait_until(pid, "S")
+        elif state == "stopped":
+            os.kill(pid, signal.SIGSTOP)
+            wait_until(pid, "T")
     owner.kill()
     assert all_end(handles)
+
+
+def wait_until(pid: int, state: str) -> None:
+    """Until the process is in this state of ps(1)."""
+    stat = Path(f"/proc/{pid}/stat")
+    yield_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == state, time.monotonic() + 60)
 
 
 def test_a_fork_of_the_owner_does_not_keep_workers_alive(start: Callable[..., Owner], start_method: str) -> None:
@@ -317,19 +354,63 @@ def test_a_fork_of_the_owner_does_not_keep_workers_alive(start: Callable[..., Ow
     os.kill(fork, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("how", ["sys.exit(0)", "raise ValueError", "os._exit(5)", "os.kill(os.getpid(), 11)", "pass"])
+ENDS = {
+    "the end of the program": "pass",
+    "exit": "sys.exit(0)",
+    "exception": "raise ValueError",
+    "_exit": "os._exit(5)",
+    "segmentation fault": "os.kill(os.getpid(), signal.SIGSEGV)",
+    "terminated": "os.kill(os.getpid(), signal.SIGTERM)",
+    "exception at the exit": "import atexit; atexit.register(lambda: 1 / 0)",
+    "_exit at the exit": "import atexit; atexit.register(os._exit, 3)",
+    "another program": "os.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(60)'])",
+    "a thread that stays": "threading.Thread(target=os._exit, args=(0,)).start(); time.sleep(60)",
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
 def test_workers_are_gone_however_the_owner_ends(start: Callable[..., Owner], how: str) -> None:
     end = f"""
 pool = WorkerPool(n_jobs=2, keep_alive=True)
 pool.map(report, range(8), chunk_size=1)
 sys.stdin.read()
-{how}
+{ENDS[how]}
 """
     owner = start(script_of("pass", end), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
     handles = [os.pidfd_open(pid) for pid in read_workers(owner, 2)]
     assert owner.stdin is not None
     owner.stdin.close()
     assert all_end(handles)
+
+
+@pytest.mark.parametrize("state", ["idle", "asleep in a task", "signals blocked", "with workers of their own"])
+def test_workers_are_gone_when_the_terminal_is_closed(start: Callable[..., Owner], state: str) -> None:
+    terminal, its_end = os.openpty()
+    take_terminal = "import fcntl, termios\nfcntl.ioctl(0, termios.TIOCSCTTY, 0)\nmain()"
+    owner = start(script_of(STATES[state], take_terminal), stdin=its_end, start_new_session=True)
+    os.close(its_end)
+    handles = [os.pidfd_open(pid) for pid in read_workers(owner, 6 if state == "with workers of their own" else 2)]
+    os.close(terminal)
+    assert all_end([*handles, os.pidfd_open(owner.pid)])
+    assert owner.wait() == -signal.SIGHUP
+
+
+@pytest.mark.parametrize("inherits", [False, True])
+def test_a_program_that_the_owner_started_does_not_keep_workers_alive(
+    start: Callable[..., Owner], inherits: bool
+) -> None:
+    owner = start(
+        script_of(
+            "import subprocess\npool.map(report, range(8), chunk_size=1)\n"
+            f"other = subprocess.Popen(['sleep', '60'], close_fds={not inherits})\n"
+            "print('started', other.pid, flush=True)\ntime.sleep(60)"
+        )
+    )
+    handles = [os.pidfd_open(pid) for pid in read_workers(owner, 2)]
+    other = int(read_until(owner, r"started (\d+)"))
+    owner.kill()
+    assert all_end(handles)
+    os.kill(other, signal.SIGKILL)
 
 
 def test_ctrl_c_stops_everything_and_raises_once(start: Callable[..., Owner], start_method: str) -> None:

@@ -9,15 +9,12 @@ import select
 import signal
 import sys
 import threading
-import time
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
-from leftovers import yield_until
 
 import fastpool
 from fastpool import RemoteError, SerializationError, WorkerPool
@@ -628,12 +625,6 @@ def idle_exit(x: int) -> int:
     return os.getpid()
 
 
-def wait_until_asleep(pid: int) -> None:
-    """A signal that comes just before the sleep is heard after it (docs/architecture.md, plan)."""
-    stat = Path(f"/proc/{pid}/stat")
-    yield_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "S", time.monotonic() + 60)
-
-
 def interrupt_to_the_end(pid: int) -> None:
     """Send SIGALRM, and wait until that has ended the process."""
     handle = os.pidfd_open(pid)  # before the signal: a fork server reaps at once
@@ -651,7 +642,6 @@ def test_a_signal_handler_that_raises_in_an_idle_worker(
 ) -> None:
     with WorkerPool(n_jobs=1, keep_alive=True, start_method=start_method) as pool:
         [pid] = pool.map(task, [1], worker_exit=fail_now)
-        wait_until_asleep(pid)
         interrupt_to_the_end(pid)
         with pytest.raises(kind) as caught:
             pool.stop_and_join() if stop else pool.map(task, [1], worker_exit=fail_now)

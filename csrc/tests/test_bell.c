@@ -21,6 +21,15 @@ static int is_set(void *context) {
 }
 static int never(void *context) { return (void)context, 0; }
 
+/* What every waiter does, where no signal matters. */
+static int fp_bell_wait(fp_bell *bell, const fp_event *event, fp_spin *spin, int barrier_all,
+                        fp_predicate predicate, void *context, const int *fds, int *ready, int n,
+                        uint64_t deadline_ns) {
+  for (int i = 0; i < n; i++) ready[i] = 0;
+  if (fp_bell_try(spin, predicate, context, deadline_ns)) return FP_WAIT_READY;
+  return fp_bell_sleep(bell, event, barrier_all, predicate, context, fds, ready, n, deadline_ns);
+}
+
 typedef struct {
   fp_bell bell;
   fp_event event;
