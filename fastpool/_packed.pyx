@@ -215,15 +215,17 @@ cdef class Unpacker:
 
     cdef object unpack(self, const unsigned char *data, uint64_t size):
         """The object of a packed item, whose bytes have their checksum."""
-        cdef const fp_packed *head = <const fp_packed *>data
+        cdef fp_packed head  # a copy: what is checked is what is used, whoever writes there meanwhile
         if size < sizeof(fp_packed):
             raise DamagedMemoryError("a packed item without a header")
+        memcpy(&head, data, sizeof(fp_packed))
         cdef uint64_t left = size - sizeof(fp_packed)
         cdef uint64_t n = head.n_buffers
         if n > left // sizeof(fp_buffer) or head.meta_bytes > left - n * sizeof(fp_buffer):
             raise DamagedMemoryError("a packed item is shorter than what it says it holds")
-        cdef const fp_buffer *buffers = <const fp_buffer *>(data + sizeof(fp_packed))
-        cdef const unsigned char *meta = <const unsigned char *>(buffers + n)
+        cdef bytes copied = PyBytes_FromStringAndSize(<const char *>data + sizeof(fp_packed), n * sizeof(fp_buffer))
+        cdef const fp_buffer *buffers = <const fp_buffer *>PyBytes_AS_STRING(copied)
+        cdef const unsigned char *meta = data + sizeof(fp_packed) + n * sizeof(fp_buffer)
         cdef const unsigned char *inlined = meta + head.meta_bytes
         cdef uint64_t i
         left = size - <uint64_t>(inlined - data)
