@@ -4,7 +4,7 @@ Switches (environment variables, "1" turns one on):
     FASTPOOL_POSIX      only POSIX system calls, none of Linux's own (tests the portable ways)
     FASTPOOL_SANITIZE   AddressSanitizer and UndefinedBehaviorSanitizer
     FASTPOOL_POINTS     places in the core where tests can end a worker (csrc/points.h)
-    FASTPOOL_DEBUG      no optimisation, assertions on
+    FASTPOOL_DEBUG      no optimisation, assertions and tallies on (tests/tallies.py compares these)
 """
 
 import os
@@ -27,9 +27,9 @@ macros: list[tuple[str, str | None]] = [
     ("NPY_TARGET_VERSION", "NPY_1_22_API_VERSION"),  # PyDataMem_SetHandler
 ]
 if switched("DEBUG"):
-    compile_args += ["-O0", "-g", "-UNDEBUG"]
+    compile_args += ["-O0", "-g", "-UNDEBUG", "-DFP_TALLY"]
 else:
-    compile_args += ["-O3"]
+    compile_args += ["-O1" if switched("SANITIZE") else "-O3"]
 if switched("SANITIZE"):
     sanitize = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g"]
     compile_args += sanitize

@@ -18,16 +18,17 @@
 /* ------------------------------------------------------------------ the segment */
 
 typedef struct {
-  uint64_t lines, lanes, heaps, feed, rings, heap; /* offsets */
+  uint64_t feed, controls, lines, lanes, heaps, rings, heap; /* offsets */
 } layout;
 
 static layout lay_out(uint32_t lanes, uint64_t ring_bytes) {
   layout at;
-  at.lines = fp_align(sizeof(fp_segment), FP_LINE_BYTES);
+  at.feed = fp_align(sizeof(fp_segment), FP_LINE_BYTES);
+  at.controls = fp_align(at.feed + FP_FEED_SLOTS * sizeof(fp_feed_slot), FP_LINE_BYTES);
+  at.lines = fp_align(at.controls + lanes * sizeof(fp_control), fp_page_bytes());
   at.lanes = fp_align(at.lines + lanes * sizeof(fp_line), FP_LINE_BYTES);
   at.heaps = fp_align(at.lanes + lanes * sizeof(fp_lane), FP_LINE_BYTES);
-  at.feed = fp_align(at.heaps + (lanes + 1) * sizeof(fp_heap), FP_LINE_BYTES);
-  at.rings = fp_align(at.feed + FP_FEED_SLOTS * sizeof(fp_feed_slot), fp_page_bytes());
+  at.rings = fp_align(at.heaps + (lanes + 1) * sizeof(fp_heap), fp_page_bytes());
   at.heap = fp_align(at.rings + lanes * ring_bytes, fp_page_bytes());
   return at;
 }
@@ -67,11 +68,12 @@ static void init_segment(fp_arena *arena, const layout *at, uint32_t lanes, uint
   segment->lanes_at = at->lanes;
   segment->heaps_at = at->heaps;
   segment->feed_at = at->feed;
+  segment->controls_at = at->controls;
   segment->rings_at = at->rings;
   segment->probe = (uint64_t)(uintptr_t)&probe_word;
   atomic_store_explicit(&segment->gate.claim, FP_INDEX_CLOSED, memory_order_relaxed);
   for (uint32_t i = 0; i < lanes; i++)
-    atomic_store_explicit(&fp_lane_of(segment, i)->wake_at, FP_NEVER, memory_order_relaxed);
+    atomic_store_explicit(&fp_control_of(segment, i)->wake_at, FP_NEVER, memory_order_relaxed);
   for (uint32_t i = 0; i <= lanes; i++) {
     fp_heap *heap = fp_heap_of(segment, i);
     heap->start = at->heap + i * heap_bytes;
@@ -84,6 +86,12 @@ static void init_segment(fp_arena *arena, const layout *at, uint32_t lanes, uint
 static uint64_t part_of_heap(uint64_t bytes, uint64_t divisor) {
   uint64_t part = fp_align(bytes / divisor, fp_page_bytes());
   return part < HEAP_FLOOR ? HEAP_FLOOR : part;
+}
+
+static int protect_constants(fp_segment *segment) { return fp_memory_protect(&segment->magic, FP_PAGE); }
+
+int fp_arena_enter(const fp_arena *arena) {
+  return fp_memory_protect(&arena->segment->magic, arena->segment->lines_at - FP_PAGE);
 }
 
 int fp_arena_create(fp_arena *arena, uint32_t lanes, uint64_t ring_bytes, uint64_t cap) {
@@ -111,7 +119,9 @@ int fp_arena_create(fp_arena *arena, uint32_t lanes, uint64_t ring_bytes, uint64
   }
   init_segment(arena, &at, lanes, ring_bytes, cap, heap_bytes);
   arena->segment->bounded = bounded;
-  return 0;
+  error = protect_constants(arena->segment);
+  if (error < 0) fp_arena_destroy(arena);
+  return error;
 }
 
 int fp_arena_attach(fp_arena *arena, int fd, uint64_t bytes) {
@@ -124,6 +134,11 @@ int fp_arena_attach(fp_arena *arena, int fd, uint64_t bytes) {
   if (segment->magic != FP_MAGIC || segment->bytes != bytes) {
     fp_memory_unmap(address, bytes);
     return FP_DAMAGED;
+  }
+  error = protect_constants(segment);
+  if (error < 0) {
+    fp_memory_unmap(address, bytes);
+    return error;
   }
   *arena = (fp_arena){.segment = segment, .bytes = bytes, .fd = fd};
   return 0;
@@ -183,6 +198,13 @@ static fp_heap *heap_at(const fp_segment *segment, uint32_t owner, uint64_t *top
   if (heap->start != first + owner * room || heap->end != heap->start + room) return NULL;
   if (heap->start > *top || *top > heap->end || *top % FP_LINE_BYTES) return NULL;
   return heap;
+}
+
+/* The heap in which a block lies. */
+static inline fp_heap *holder_of(const fp_segment *segment, uint64_t offset) {
+  uint64_t first = heaps_start(segment), room = (segment->bytes - first) / (segment->lanes + 1);
+  uint64_t owner = (offset - first) / room;
+  return fp_heap_of(segment, owner < segment->lanes ? (uint32_t)owner : segment->lanes);
 }
 
 /* A free block at `offset`, where until now no list has a header. */
@@ -318,6 +340,7 @@ int fp_heap_alloc(fp_segment *segment, uint32_t owner, uint64_t bytes, uint64_t 
     return FP_FULL;
   }
   take(segment, at, size, need, bytes);
+  fp_tally(heap->taken);
   FP_POINT(ALLOCATED);
   *offset = at + HEADER;
   return 0;
@@ -422,7 +445,7 @@ int fp_heap_sweep(fp_segment *segment, uint32_t owner, const uint64_t *held, uin
   for (uint64_t at = heap->start; at < top; at += size) {
     fp_block *block = block_at(segment, at, top, &size);
     if (!block) return FP_DAMAGED;
-    if (!is_held(held, n, at + HEADER)) mark_free(block);
+    if (!is_held(held, n, at + HEADER) && mark_free(block)) fp_tally(heap->freed);
   }
   return 0;
 }
@@ -440,7 +463,9 @@ int fp_block_free(fp_segment *segment, uint64_t offset) {
   uint64_t size;
   if (offset < heaps_start(segment) + HEADER) return FP_DAMAGED;
   fp_block *block = block_at(segment, offset - HEADER, segment->bytes, &size);
-  return block && mark_free(block) ? 0 : FP_DAMAGED;
+  if (!block || !mark_free(block)) return FP_DAMAGED;
+  fp_tally(holder_of(segment, offset)->freed);
+  return 0;
 }
 
 int fp_heap_measure(const fp_segment *segment, uint32_t owner, fp_heap_stats *stats) {

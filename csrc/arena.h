@@ -20,6 +20,9 @@ typedef struct { /* private to each process */
 int fp_arena_create(fp_arena *arena, uint32_t lanes, uint64_t ring_bytes, uint64_t cap);
 /* Map a segment made by another process from its descriptor. */
 int fp_arena_attach(fp_arena *arena, int fd, uint64_t bytes);
+/* A worker, first of all: what the parent alone writes becomes read-only here. Whoever writes there by mistake is stopped by
+ * the processor. */
+int fp_arena_enter(const fp_arena *arena);
 /* The only process left, with the blocks in held[0..n-1] (sorted) still in use: close the descriptor, free all other
  * blocks, give their pages and the rings' back. */
 int fp_arena_shed(fp_arena *arena, const uint64_t *held, uint64_t n);

@@ -72,7 +72,10 @@ static int sleep_once(fp_bell *bell, const fp_event *event, int barrier_all, fp_
   disarm(bell);                                            /* S5 */
   /* before the look below: whoever published after this drain finds sleeping 0 and writes nothing, and whoever
    * published before it is seen by the next look */
-  if (result > 0 && ready[0]) fp_event_drain(event);
+  if (result > 0 && ready[0]) {
+    fp_event_drain(event);
+    fp_tally(bell->drained);
+  }
   if (result == -EINTR) return FP_WAIT_SIGNAL;
   if (result < 0) return result;
   if (result > (ready[0] ? 1 : 0)) return FP_WAIT_HANDLE;

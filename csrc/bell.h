@@ -45,6 +45,7 @@ static inline int fp_bell_ring(fp_bell *bell, const fp_event *event) {
   fp_fence();                                                                   /* W1 */
   uint32_t sleep = atomic_load_explicit(&bell->sleeping, memory_order_acquire); /* W2 */
   if (sleep == 0) return 0;
+  fp_tally(bell->rung);
   fp_event_ring(event); /* W3; died before this: the owner also waits for our process handle */
   (void)atomic_compare_exchange_strong_explicit(&bell->sleeping, &sleep, 0, memory_order_seq_cst,
                                                 memory_order_relaxed); /* W4; lost: not this sleep any more */

@@ -1,5 +1,6 @@
 #include "lane.h"
 
+#include "checksum.h"
 #include "points.h"
 
 #define HEADER  ((uint64_t)sizeof(fp_record))
@@ -14,15 +15,23 @@ static uint64_t next_position(uint64_t position, uint64_t used, uint64_t ring_by
   return rest < HEADER ? next + rest : next;
 }
 
+uint16_t fp_record_seal(const fp_record *header, uint16_t kind) {
+  uint64_t sum = (uint64_t)kind << 48 | (uint64_t)header->phase << 40 | (uint64_t)header->job << 32;
+  sum = fp_mix(fp_mix(fp_mix(sum | header->capacity) ^ header->first) ^ header->base);
+  return (uint16_t)(sum >> (48 + FP_KIND_BITS) << FP_KIND_BITS | kind);
+}
+
 /* ------------------------------------------------------------------ writer */
 
 void fp_writer_attach(fp_writer *writer, const fp_segment *segment, uint32_t worker) {
   fp_lane *lane = fp_lane_of(segment, worker);
+  fp_control *control = fp_control_of(segment, worker);
   *writer = (fp_writer){
       .lane = lane,
+      .control = control,
       .ring = fp_ring_of(segment, worker),
       .ring_bytes = segment->ring_bytes,
-      .position = atomic_load_explicit(&lane->tail, memory_order_acquire),
+      .position = atomic_load_explicit(&control->tail, memory_order_acquire),
       .committed = atomic_load_explicit(&lane->committed, memory_order_relaxed),
       .fence_each = (int)segment->fence_each,
   };
@@ -47,7 +56,7 @@ static int place(const fp_writer *writer, uint64_t need, uint64_t *start, uint64
   uint64_t ring_bytes = writer->ring_bytes;
   uint64_t next = next_of(writer);
   /* Acquire: the reader's last reads come before this worker writes there again. */
-  uint64_t tail = atomic_load_explicit(&writer->lane->tail, memory_order_acquire);
+  uint64_t tail = atomic_load_explicit(&writer->control->tail, memory_order_acquire);
   uint64_t rest = ring_bytes - (next & (ring_bytes - 1));
   if (rest < HEADER + need) {
     next += rest; /* behind a PAD */
@@ -66,9 +75,9 @@ static fp_record *write_record(const fp_writer *writer, uint64_t position, fp_re
   record->first = header.first;
   record->base = writer->committed;
   record->capacity = header.capacity;
-  record->kind = header.kind;
   record->phase = header.phase;
   record->job = header.job;
+  record->kind = fp_record_seal(record, header.kind);
   return record;
 }
 
@@ -94,6 +103,7 @@ int fp_writer_open(fp_writer *writer, uint16_t kind, uint8_t phase, uint64_t job
   writer->record = write_record(writer, start, header);
   writer->at = (unsigned char *)(writer->record + 1);
   writer->end = writer->at + most;
+  fp_tally(writer->lane->opened);
   /* Release: publishes the header, and the PAD before it. */
   atomic_store_explicit(&writer->lane->head, start + HEADER, memory_order_release);
   FP_POINT(RECORD);
@@ -104,6 +114,7 @@ void fp_writer_close(fp_writer *writer) {
   if (!writer->record) return;
   uint64_t used = used_of(writer), count = writer->committed - writer->record->base;
   FP_POINT(CLOSING);
+  fp_tally(writer->lane->closed);
   /* Release, and after the last commit: who sees a record closed sees all its items. */
   atomic_store_explicit(&writer->record->closed, FP_CLOSED | count << 32 | used, memory_order_release);
   writer->position = next_position(writer->position, used, writer->ring_bytes);
@@ -123,17 +134,18 @@ uint32_t fp_writer_largest(const fp_writer *writer) {
 }
 
 int fp_writer_half_full(const fp_writer *writer) {
-  uint64_t tail = atomic_load_explicit(&writer->lane->tail, memory_order_acquire);
+  uint64_t tail = atomic_load_explicit(&writer->control->tail, memory_order_acquire);
   return next_of(writer) - tail > writer->ring_bytes / 2;
 }
 
 /* ------------------------------------------------------------------ reader */
 
 void fp_reader_attach(fp_reader *reader, const fp_segment *segment, uint32_t worker) {
-  fp_lane *lane = fp_lane_of(segment, worker);
-  uint64_t tail = atomic_load_explicit(&lane->tail, memory_order_relaxed);
+  fp_control *control = fp_control_of(segment, worker);
+  uint64_t tail = atomic_load_explicit(&control->tail, memory_order_relaxed);
   *reader = (fp_reader){
-      .lane = lane,
+      .lane = fp_lane_of(segment, worker),
+      .control = control,
       .ring = fp_ring_of(segment, worker),
       .ring_bytes = segment->ring_bytes,
       .position = tail,
@@ -176,7 +188,10 @@ static int enter_record(fp_reader *reader, uint64_t head) {
       .phase = shared->phase,
       .job = shared->job,
   };
-  const fp_record *header = &reader->header;
+  fp_record *header = &reader->header;
+  uint16_t kind = fp_kind_of(header);
+  if (header->kind != fp_record_seal(header, kind)) return FP_DAMAGED;
+  header->kind = kind;
   uint64_t rest = reader->ring_bytes - (reader->position & (reader->ring_bytes - 1)) - HEADER;
   if (header->kind >= FP_KINDS || header->phase >= FP_PHASES) return FP_DAMAGED;
   if (header->base != reader->taken) return FP_DAMAGED;
@@ -225,7 +240,7 @@ static int pass_record(fp_reader *reader, const extent *now) {
   reader->in_record = 0;
   reader->released = reader->position;
   /* Release: after this store the worker may overwrite every byte before it. */
-  atomic_store_explicit(&reader->lane->tail, reader->released, memory_order_release);
+  atomic_store_explicit(&reader->control->tail, reader->released, memory_order_release);
   return 0;
 }
 
@@ -279,11 +294,12 @@ int fp_reader_take(fp_reader *reader, uint32_t count, uint32_t bytes) {
 
 void fp_lane_reset(fp_reader *reader) {
   fp_lane *lane = reader->lane;
+  fp_control *control = reader->control;
   atomic_store_explicit(&lane->committed, 0, memory_order_relaxed);
   atomic_store_explicit(&lane->head, 0, memory_order_relaxed);
-  atomic_store_explicit(&lane->tail, 0, memory_order_relaxed);
-  atomic_store_explicit(&lane->wake_at, FP_NEVER, memory_order_relaxed);
-  atomic_store_explicit(&lane->command, FP_CMD_NONE, memory_order_relaxed);
+  atomic_store_explicit(&control->tail, 0, memory_order_relaxed);
+  atomic_store_explicit(&control->wake_at, FP_NEVER, memory_order_relaxed);
+  atomic_store_explicit(&control->command, FP_CMD_NONE, memory_order_relaxed);
   atomic_store_explicit(&lane->bell.sleeping, 0, memory_order_release);
   reader->position = reader->taken = reader->released = 0;
   reader->in_record = 0;

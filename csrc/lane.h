@@ -8,6 +8,7 @@
 
 typedef struct { /* private to the worker */
   fp_lane *lane;
+  const fp_control *control;
   unsigned char *ring;
   uint64_t ring_bytes;
   uint64_t position;  /* of the open record's header, or of the next record's */
@@ -40,17 +41,21 @@ static inline int fp_writer_commit(fp_writer *writer, unsigned char *at) {
     fp_fence();
   else
     atomic_signal_fence(memory_order_seq_cst); /* the parent's process-wide barrier does the rest */
-  return writer->committed >= atomic_load_explicit(&writer->lane->wake_at, memory_order_relaxed);
+  return writer->committed >= atomic_load_explicit(&writer->control->wake_at, memory_order_relaxed);
 }
+
+/* What `kind` of a record's header must be: the kind, and a sum of the rest of the header but `closed`. */
+uint16_t fp_record_seal(const fp_record *header, uint16_t kind);
 
 typedef struct { /* private to the parent */
   fp_lane *lane;
+  fp_control *control;
   const unsigned char *ring;
   uint64_t ring_bytes;
   uint64_t position; /* of the record being read */
   uint64_t taken;    /* items taken in all: base of the record + taken of it */
-  uint64_t released; /* = lane->tail */
-  fp_record header;  /* private copy of the record being read; valid while in_record */
+  uint64_t released; /* = control->tail */
+  fp_record header; /* private copy of the record being read, `kind` without its sum; valid while in_record */
   uint32_t in_record;
   uint32_t used;  /* bytes of the record's payload already taken */
   uint32_t items; /* items of it already taken */

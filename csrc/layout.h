@@ -10,6 +10,7 @@
 #define FP_LINE_BYTES 64 /* cache line */
 #define FP_NEVER      UINT64_MAX
 #define FP_MAGIC      UINT64_C(0x66617374706f6f6c)
+#define FP_PAGE       65536 /* no system has larger pages: what is protected by pages begins at multiples of it */
 
 /* Results of functions below the Cython border: 0 or positive is success, negative is an errno negated or
  * one of these. */
@@ -18,6 +19,13 @@ enum {
   FP_DAMAGED = -2001, /* shared memory does not hold what the protocol allows */
   FP_MISUSE = -2002,  /* an argument that no caller should pass */
 };
+
+/* Tallies: what was begun and what was ended, compared after each test. Only in builds with FP_TALLY. */
+#ifdef FP_TALLY
+#define fp_tally(word) ((void)atomic_fetch_add_explicit(&(word), 1, memory_order_relaxed))
+#else
+#define fp_tally(word) ((void)0)
+#endif
 
 /* ------------------------------------------------------------------ claim */
 
@@ -77,6 +85,8 @@ typedef struct {   /* parent, before avail passes the chunk */
 typedef struct {
   _Alignas(FP_LINE_BYTES) _Atomic uint32_t sleeping; /* the sleep's number: owner; 0: ringers too, by CAS */
   uint32_t sleeps;                                   /* its owner alone: the number of its last sleep */
+  _Atomic uint32_t rung;                             /* tally */
+  _Atomic uint32_t drained;                          /* tally */
 } fp_bell;
 
 /* ------------------------------------------------------------------ board */
@@ -120,19 +130,21 @@ typedef struct {                                  /* the worker, except where no
 
 enum { FP_CMD_NONE = 0, FP_CMD_STOP = 1 };
 
-typedef struct {
-  /* the worker */
+typedef struct { /* the worker */
   _Alignas(
       FP_LINE_BYTES) _Atomic uint64_t committed; /* items ever committed in this lane: the commit point */
   _Atomic uint64_t head;                         /* past the header of the newest record */
-  /* the parent */
+  _Atomic uint64_t opened;                       /* tally of records */
+  _Atomic uint64_t closed;                       /* tally of records */
+  fp_bell bell;                                  /* the worker's own */
+} fp_lane;
+
+typedef struct {                                 /* the parent: the lane's control line */
   _Alignas(FP_LINE_BYTES) _Atomic uint64_t tail; /* bytes before it may be overwritten */
   _Atomic uint64_t wake_at;                      /* ring when committed reaches it */
   _Atomic uint64_t abandon;                      /* drop jobs with numbers up to this one */
   _Atomic uint32_t command;                      /* FP_CMD_* */
-  /* the worker's own bell */
-  fp_bell bell;
-} fp_lane;
+} fp_control;
 
 typedef enum {
   FP_KIND_PAD = 0, /* fills the ring's end; no items */
@@ -159,12 +171,17 @@ typedef struct {
   uint64_t first;          /* number of the first task */
   uint64_t base;           /* lane.committed when it was opened */
   uint32_t capacity;       /* bytes of payload it may use */
-  uint16_t kind;           /* fp_kind */
-  uint8_t phase;           /* fp_phase */
-  uint8_t job;             /* low 8 bits of the job's number */
+  uint16_t kind; /* fp_kind in the low FP_KIND_BITS; above them a sum of all but `closed` (lane.c) */
+  uint8_t phase; /* fp_phase */
+  uint8_t job;   /* low 8 bits of the job's number */
 } fp_record;
 
-#define FP_CLOSED (UINT64_C(1) << 63)
+#define FP_CLOSED    (UINT64_C(1) << 63)
+#define FP_KIND_BITS 4
+
+static inline uint16_t fp_kind_of(const fp_record *record) {
+  return record->kind & ((1U << FP_KIND_BITS) - 1);
+}
 
 /* Items of variable length: header, then data, padded to 8 bytes. */
 typedef struct {
@@ -260,10 +277,17 @@ typedef struct {                                /* the heap's owner */
   _Atomic uint64_t charged;                     /* bytes counted against the cap */
   uint64_t start;                               /* constant */
   uint64_t end;                                 /* constant */
+  _Atomic uint64_t taken;                       /* tally of blocks */
+  _Atomic uint64_t freed;                       /* tally of blocks, by whoever freed one */
 } fp_heap;
 
-typedef struct { /* constant after the segment is made, by the parent */
-  _Alignas(FP_LINE_BYTES) uint64_t magic;
+/* What lies side by side has the same writers, and what few may write the others have mapped read-only. */
+typedef struct {
+  fp_gate gate; /* written by all */
+  fp_bell bell; /* the parent's */
+  unsigned char unused[FP_PAGE - sizeof(fp_gate) - sizeof(fp_bell)];
+  /* constant after the segment is made: nobody can write it */
+  uint64_t magic;
   uint64_t bytes;      /* reserved */
   uint64_t cap;        /* bytes that heaps may use together */
   uint32_t lanes;      /* workers; heap number `lanes` is the parent's */
@@ -273,12 +297,13 @@ typedef struct { /* constant after the segment is made, by the parent */
   uint64_t lanes_at;
   uint64_t heaps_at;
   uint64_t feed_at;
+  uint64_t controls_at;
   uint64_t rings_at;
   uint64_t bounded; /* 1: pages come from a file system of limited size, and may be refused by a SIGBUS */
   uint64_t probe;   /* address of a private word of the owner's that holds FP_MAGIC */
-  _Alignas(FP_LINE_BYTES) fp_gate gate;
+  unsigned char unused_too[FP_PAGE - 13 * sizeof(uint64_t)];
+  /* from here to lines_at (the feed's slots and the control lines follow): the parent alone */
   fp_job job;
-  fp_bell bell; /* the parent's */
 } fp_segment;
 
 static inline void *fp_at(const fp_segment *segment, uint64_t offset) {
@@ -289,6 +314,9 @@ static inline fp_line *fp_line_of(const fp_segment *segment, uint32_t worker) {
 }
 static inline fp_lane *fp_lane_of(const fp_segment *segment, uint32_t worker) {
   return (fp_lane *)fp_at(segment, segment->lanes_at) + worker;
+}
+static inline fp_control *fp_control_of(const fp_segment *segment, uint32_t worker) {
+  return (fp_control *)fp_at(segment, segment->controls_at) + worker;
 }
 static inline fp_heap *fp_heap_of(const fp_segment *segment, uint32_t owner) {
   return (fp_heap *)fp_at(segment, segment->heaps_at) + owner;
@@ -308,7 +336,10 @@ _Static_assert(sizeof(fp_item) == 8 && sizeof(fp_block_item) == 32 && sizeof(fp_
 _Static_assert(sizeof(fp_packed) == 16 && sizeof(fp_buffer) == 32 && sizeof(fp_array) == 16, "packed items");
 _Static_assert(sizeof(fp_block) == FP_LINE_BYTES, "block data is aligned to a cache line");
 _Static_assert(sizeof(fp_bell) == FP_LINE_BYTES && sizeof(fp_gate) == FP_LINE_BYTES, "one writer a line");
-_Static_assert(offsetof(fp_lane, tail) == FP_LINE_BYTES, "the parent's line of a lane is its own");
+_Static_assert(sizeof(fp_control) == FP_LINE_BYTES, "the parent's line of a lane is its own");
+_Static_assert(offsetof(fp_segment, magic) == FP_PAGE && offsetof(fp_segment, job) == 2 * FP_PAGE,
+               "what has other writers lies on other pages");
+_Static_assert(FP_KINDS <= 1 << FP_KIND_BITS, "kinds fit beside their sum");
 _Static_assert(offsetof(fp_job, avail) % FP_LINE_BYTES == 0, "avail changes while parameters do not");
 _Static_assert(FP_INDEX_BITS + FP_COUNT_BITS + 2 == 64, "line.claim packs first, count and state");
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && ATOMIC_INT_LOCK_FREE == 2, "shared words must be lock-free");

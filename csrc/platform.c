@@ -260,6 +260,10 @@ int fp_memory_map(int fd, uint64_t bytes, void **address) {
 
 void fp_memory_close(int fd) { close_and_forget(&fd); }
 
+int fp_memory_protect(void *address, uint64_t bytes) {
+  return mprotect(address, (size_t)bytes, PROT_READ) < 0 ? -errno : 0;
+}
+
 int fp_memory_unmap(void *address, uint64_t bytes) {
   return munmap(address, (size_t)bytes) == 0 ? 0 : -errno;
 }

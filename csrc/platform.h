@@ -25,6 +25,8 @@ void fp_platform_refuse(unsigned mask);
 /* Memory without a name in the file system. */
 int fp_memory_create(uint64_t bytes);
 int fp_memory_map(int fd, uint64_t bytes, void **address); /* shared, read-write, not in core dumps */
+int fp_memory_protect(void *address,
+                      uint64_t bytes); /* these whole pages cannot be written by this process */
 int fp_memory_unmap(void *address, uint64_t bytes);
 void fp_memory_close(int fd);
 /* The longest fp_memory_create may be asked for: beyond RLIMIT_FSIZE the kernel answers with a signal, not an error. */

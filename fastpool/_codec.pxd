@@ -2,8 +2,8 @@ from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from fastpool._native cimport (
-    FP_KIND_BYTES, FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_PICKLE, FP_KIND_TAGGED, Segment, fp_align, fp_item,
-    fp_summed, fp_writer, fp_writer_commit,
+    FP_KIND_BYTES, FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_PICKLE, FP_KIND_TAGGED, Segment, fp_align, fp_checksum,
+    fp_item, fp_mix, fp_summed, fp_writer, fp_writer_commit,
 )
 from fastpool._packed cimport Packer, Unpacker
 from fastpool._tagreader cimport TagReader
@@ -80,6 +80,12 @@ cdef inline bint is_summed(uint32_t tag) noexcept:
     return tag == FP_KIND_PICKLE or tag == FP_KIND_TAGGED
 
 
+cdef inline uint64_t item_sum(int kind, uint32_t tag, const void *data, uint64_t size) noexcept:
+    """What an item says of itself besides its bytes, and these too if they are no plain payload, as a sum."""
+    cdef uint64_t head = fp_mix(<uint64_t>kind << 56 ^ <uint64_t>tag << 48 ^ size)
+    return head ^ fp_checksum(data, size) if is_summed(tag) else head
+
+
 cdef inline uint64_t item_bytes(uint32_t tag, uint64_t size) noexcept:
     """Bytes that an item with `size` bytes of data takes in a record."""
     return sizeof(fp_item) + (sizeof(fp_summed) if is_summed(tag) else 0) + fp_align(size, 8)
@@ -112,12 +118,14 @@ cdef class Decoder(Unpacker):
     cdef TagReader tags
     cdef bint dry          # items are passed over: no objects are made of them
     cdef bytearray pieces  # of an item that has begun to come in fragments, or None
-    cdef int pieces_kind   # kind of the item that the last fragment completed
+    cdef int inner_kind    # kind of the last item that came in a large block or in fragments
+    cdef uint64_t block_at  # where that block was
 
     cdef object item(self, int kind, const unsigned char **at, const unsigned char *end)
     cdef int pass_over(self, int kind, const unsigned char **at, const unsigned char *end) except -1
     cdef object fragment(self, const unsigned char **at, const unsigned char *end)
-    cdef object of_data(self, int kind, uint32_t tag, uint64_t total, const unsigned char *data, uint64_t size)
+    cdef object of_summed(self, int kind, uint32_t tag, uint64_t total, const unsigned char *data, uint64_t size)
+    cdef object of_data(self, int kind, uint32_t tag, const unsigned char *data, uint64_t size)
 
 cdef object PLACED      # the result is in the place the plan has for it
 cdef object INCOMPLETE  # what Decoder.fragment returns while pieces are missing

@@ -19,7 +19,7 @@ import pickle
 from fastpool._native cimport (
     FP_KIND_BLOCK, FP_KIND_BOOL, FP_KIND_BYTES, FP_KIND_ERROR, FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_NONE,
     FP_KIND_PACKED, FP_KIND_PICKLE, FP_KIND_PLACED, FP_KIND_STR, FP_KIND_TAGGED, Segment, block_check, fp_align, fp_at,
-    fp_block_item, fp_checksum, fp_fragment, fp_item, fp_summed, fp_writer_commit, writer_close,
+    fp_block_item, fp_fragment, fp_item, fp_summed, fp_writer_commit, writer_close,
 )
 from fastpool._packed cimport is_array
 from fastpool._tagreader cimport TagReader
@@ -163,7 +163,7 @@ cdef class Encoder:
         (<fp_item *>at).bytes = <uint32_t>size
         (<fp_item *>at).tag = tag
         if is_summed(tag):
-            (<fp_summed *>to).sum = fp_checksum(data, size)
+            (<fp_summed *>to).sum = item_sum(kind, tag, data, size)
             to += sizeof(fp_summed)
         memcpy(to, data, size)
         return self.commit(at + total)
@@ -240,9 +240,11 @@ cdef class Decoder:
             at[0] = here + sizeof(fp_block_item)
             if not block_check(self.segment.at, self.heap, block.offset, block.bytes):
                 raise DamagedMemoryError("an item names a large block that is not there")
-            value = self.of_data(block.kind, block.tag, block.sum,
-                                 <const unsigned char *>fp_at(self.segment.at, block.offset), block.bytes)
+            value = self.of_summed(block.kind, block.tag, block.sum,
+                                   <const unsigned char *>fp_at(self.segment.at, block.offset), block.bytes)
             self.tags.forget()
+            self.inner_kind = block.kind
+            self.block_at = block.offset
             return value
         demand(left, sizeof(fp_item))
         memcpy(&head, here, sizeof(fp_item))
@@ -255,7 +257,9 @@ cdef class Decoder:
             here += sizeof(fp_summed)
         demand(left, total)
         at[0] += total
-        return self.of_data(kind, head.tag, summed.sum, here, head.bytes)
+        if is_summed(head.tag):
+            return self.of_summed(kind, head.tag, summed.sum, here, head.bytes)
+        return self.of_data(kind, head.tag, here, head.bytes)
 
     cdef int pass_over(self, int kind, const unsigned char **at, const unsigned char *end) except -1:
         """Move on past the item at `at`, whose object nobody wants. What it calls into life may fail as it likes."""
@@ -267,13 +271,17 @@ cdef class Decoder:
             self.dry = False
         return 0
 
-    cdef object of_data(self, int kind, uint32_t tag, uint64_t total, const unsigned char *data, uint64_t size):
+    cdef object of_summed(self, int kind, uint32_t tag, uint64_t total, const unsigned char *data, uint64_t size):
+        """The object of an item with a sum."""
+        if not self.dry and item_sum(kind, tag, data, size) != total:
+            raise DamagedMemoryError("the bytes of a large or structured item do not have their checksum")
+        return self.of_data(kind, tag, data, size)
+
+    cdef object of_data(self, int kind, uint32_t tag, const unsigned char *data, uint64_t size):
         if is_summed(tag) != (kind in (FP_KIND_TAGGED, FP_KIND_PICKLE, FP_KIND_ERROR, FP_KIND_PACKED)):
             raise DamagedMemoryError(f"an item of kind {kind} with tag {tag}")
         if self.dry:
             return None
-        if is_summed(tag) and fp_checksum(data, size) != total:
-            raise DamagedMemoryError("the bytes of a large or structured item do not have their checksum")
         if kind == FP_KIND_TAGGED:
             return self.tags.read(data, size)
         if kind == FP_KIND_PACKED:
@@ -304,8 +312,8 @@ cdef class Decoder:
             return INCOMPLETE
         cdef bytearray whole = self.pieces
         self.pieces = None
-        self.pieces_kind = head.kind
-        cdef object value = self.of_data(head.kind, head.tag, head.sum, <unsigned char *><char *>whole, head.total)
+        self.inner_kind = head.kind
+        cdef object value = self.of_summed(head.kind, head.tag, head.sum, <unsigned char *><char *>whole, head.total)
         self.tags.forget()
         return value
 

@@ -11,6 +11,7 @@ class Collector:
     collected: int
     placed: int
     sample: tuple[int, Any] | None
+    rested_at: int | None
     failures: list[tuple[int, int, int | None, Any]]
     exits: list[Any]
     def __init__(self, segment: Segment, loads: Callable[..., Any]) -> None: ...

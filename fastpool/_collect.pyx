@@ -10,8 +10,9 @@ from fastpool._codec cimport INCOMPLETE, PLACED, Decoder
 from fastpool._feed cimport Feed
 from fastpool._native cimport (
     FP_EXITED, FP_IDLE, FP_KIND_BLOCK, FP_KIND_ERROR, FP_KIND_FLOAT64, FP_KIND_FRAGMENT, FP_KIND_INT64, FP_NEVER,
-    FP_PHASE_EXIT, FP_PHASE_TASK, FP_WAIT_HANDLE, Segment, block_free, check, fp_block_item, fp_lane_of, fp_line_of,
-    fp_reader, fp_segment, fp_view, lane_reset, load, poke, reader_attach, reader_look, reader_take,
+    FP_PHASE_EXIT, FP_PHASE_TASK, FP_WAIT_HANDLE, FP_WAIT_TIMEOUT, Segment, block_free, check, fp_control_of,
+    fp_lane_of, fp_line_of, fp_reader, fp_segment, fp_view, lane_reset, load, now_ns, poke, reader_attach, reader_look,
+    reader_take,
 )
 from fastpool.errors import DamagedMemoryError, FastpoolError, unsendable
 
@@ -49,6 +50,7 @@ cdef object undecodable(str what, task, uint32_t worker, error):
 
 
 cdef enum:
+    SILENCE_NS = 500_000_000  # longer than this the parent does not sleep: damage may have silenced the bells
     VIEWS_A_PASS = 64  # of one lane, before the caller's thread looks at signals and other lanes
 
 
@@ -77,6 +79,7 @@ cdef class Collector:
     cdef readonly uint64_t placed     # of these, how many lie where the plan wants them
     cdef readonly object sample       # (task, result) of the first that is neither placed nor a number, or None
     cdef readonly list failures       # (worker, phase, task or None, payload) of exceptions, in order of arrival
+    cdef readonly object rested_at    # after a silence: units claimed by workers that all rested before; else None
     cdef readonly list exits          # results of exit functions, in order of arrival
 
     def __cinit__(self, Segment segment, loads):
@@ -168,11 +171,7 @@ cdef class Collector:
 
     cdef int place(self, uint64_t task, PyObject *value) except -1:
         """Put a result (its reference is taken over) where it belongs."""
-        cdef PyObject *there
-        if task >= <uint64_t>PyList_GET_SIZE(self.results):
-            Py_DECREF(value)
-            raise DamagedMemoryError("a result of a task that was not handed out")
-        there = PyList_GET_ITEM(self.results, task)
+        cdef PyObject *there = PyList_GET_ITEM(self.results, task)
         if there is not NULL:
             if there is not <PyObject *>INCOMPLETE:
                 Py_DECREF(value)
@@ -191,6 +190,7 @@ cdef class Collector:
         """Take what is committed in every lane. False: some was left for the next call, because there is much."""
         cdef int worker
         cdef bint all_taken = True
+        self.segment.check_words()
         for worker in range(self.segment.lanes):
             self.watch.news[worker] = load(fp_line_of(self.segment.at, worker).news)
             if not self.collect_lane(worker):
@@ -236,13 +236,22 @@ cdef class Collector:
             self.take_one(worker, view, &at)
             count = 1
         else:
-            if view.job != self.job:
-                raise DamagedMemoryError("a result of a job that is over")
+            self.demand_places(view, count)
             self.take_run(worker, view, &at)
             self.collected += count
             if self.feed is not None:
                 self.feed.collected(view.first, count)
         check(reader_take(reader, count, <uint32_t>(at - view.at)), f"the results of worker {worker}")
+        return 0
+
+    cdef int demand_places(self, const fp_view *view, uint64_t count) except -1:
+        """Results of these tasks must be waited for."""
+        cdef uint64_t places
+        if view.job != self.job or self.results is None:
+            raise DamagedMemoryError("a result of a job that is over")
+        places = PyList_GET_SIZE(self.results)
+        if view.first > places or count > places - view.first:
+            raise DamagedMemoryError("a result of a task that was not handed out")
         return 0
 
     cdef int take_run(self, uint32_t worker, fp_view *view, const unsigned char **at) except -1:
@@ -271,12 +280,11 @@ cdef class Collector:
 
     cdef int take_numbers(self, uint64_t task, uint64_t end, bint integer, const unsigned char *at) except -1:
         cdef object results = self.results
-        cdef bint roomy = end <= <uint64_t>PyList_GET_SIZE(results)
         cdef PyObject *value
         while task < end:
             value = PyLong_FromLongLong((<const int64_t *>at)[0]) if integer \
                 else PyFloat_FromDouble((<const double *>at)[0])
-            if roomy and PyList_GET_ITEM(results, task) is NULL:
+            if PyList_GET_ITEM(results, task) is NULL:
                 PyList_SET_ITEM(results, task, value)
             else:
                 self.place(task, value)
@@ -287,7 +295,6 @@ cdef class Collector:
     cdef int take_one(self, uint32_t worker, fp_view *view, const unsigned char **at) except -1:
         """One item that is an exception, an exit result, large, or a piece of something larger."""
         cdef Decoder decoder = <Decoder>self.decoders[worker]
-        cdef fp_block_item *block = <fp_block_item *>at[0]
         cdef uint8_t phase = view.phase
         cdef int kind = view.kind
         cdef str what = "result" if phase == FP_PHASE_TASK else "exit result"
@@ -295,17 +302,15 @@ cdef class Collector:
         if value is INCOMPLETE:
             return 0
         if kind == FP_KIND_BLOCK:
-            kind = block.kind
-            check(block_free(self.segment.at, block.offset), f"a large block of worker {worker}")
-        elif kind == FP_KIND_FRAGMENT:
-            kind = decoder.pieces_kind
+            check(block_free(self.segment.at, decoder.block_at), f"a large block of worker {worker}")
+        if kind == FP_KIND_BLOCK or kind == FP_KIND_FRAGMENT:
+            kind = decoder.inner_kind
         if kind == FP_KIND_ERROR:
             self.take_error(worker, view, value)
         elif phase == FP_PHASE_EXIT:
             self.exits.append(value)
         elif phase == FP_PHASE_TASK:
-            if view.job != self.job:
-                raise DamagedMemoryError("a result of a job that is over")
+            self.demand_places(view, 1)
             Py_INCREF(value)
             self.place(view.first, <PyObject *>value)
             self.collected += 1
@@ -319,8 +324,7 @@ cdef class Collector:
         """The description of an exception."""
         cdef object error
         if view.phase == FP_PHASE_TASK and self.revive is not None:
-            if view.job != self.job:
-                raise DamagedMemoryError("a result of a job that is over")
+            self.demand_places(view, 1)
             error = self.revive(worker, view.first, payload)
             if not isinstance(error, DamagedMemoryError):
                 return self.take_failure(view.first, error)
@@ -362,16 +366,23 @@ cdef class Collector:
     def wait(self, uint64_t grain, deadline_ns=None) -> bool:
         """Sleep until some worker has `grain` more results, or brings news, or a worker's process ends.
 
-        Returns whether a process ended (``segment.ended()`` says whose).
+        Returns whether a process ended (``segment.ended()`` says whose). Returns also after SILENCE_NS, having rung all
+        workers: nothing that damage may have silenced is waited for for ever.
         """
+        cdef uint64_t deadline = FP_NEVER if deadline_ns is None else deadline_ns
+        cdef uint64_t patience = now_ns() + SILENCE_NS
         cdef int worker
         cdef int why
+        self.rested_at = None
         for worker in range(self.segment.lanes):
             self.watch.wake_at[worker] = self.readers[worker].taken + grain
-            poke(fp_lane_of(self.segment.at, worker).wake_at, self.watch.wake_at[worker])
+            poke(fp_control_of(self.segment.at, worker).wake_at, self.watch.wake_at[worker])
         try:
-            why = self.segment.wait_as_parent(has_news, &self.watch, FP_NEVER if deadline_ns is None else deadline_ns)
+            why = self.segment.wait_as_parent(has_news, &self.watch, min(deadline, patience))
         finally:
             for worker in range(self.segment.lanes):
-                poke(fp_lane_of(self.segment.at, worker).wake_at, FP_NEVER)
+                poke(fp_control_of(self.segment.at, worker).wake_at, FP_NEVER)
+        if why == FP_WAIT_TIMEOUT and patience <= deadline:
+            self.rested_at = self.segment.all_claimed_at_rest()
+            self.segment.ring_everybody()
         return why == FP_WAIT_HANDLE

@@ -2,12 +2,13 @@ from cpython.object cimport PyObject
 from libc.stdint cimport uint64_t
 
 from fastpool._codec cimport Encoder
-from fastpool._native cimport Segment, fp_lane
+from fastpool._native cimport Segment, fp_control, fp_lane
 
 
 cdef class BufferEncoder(Encoder):
     """Encodes into private memory that grows."""
     cdef fp_lane *lane
+    cdef fp_control *control
     cdef list blobs  # items too large for a record: (position of the item, address, bytes, object that owns them)
     cdef uint64_t blob_bytes
     cdef list placed       # offsets of blocks that items of this chunk name

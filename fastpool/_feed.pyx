@@ -12,11 +12,11 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 
 cimport numpy as cnp
-from fastpool._codec cimport Encoder, PyLong_AsLongLongAndOverflow, PyLong_CheckExact, is_summed, takes_run
+from fastpool._codec cimport Encoder, PyLong_AsLongLongAndOverflow, PyLong_CheckExact, item_sum, takes_run
 from fastpool._native cimport (
     FP_BORN_WITH, FP_FEED_SLOTS, FP_FROM_SPACE, FP_IN_BLOCK, FP_IN_FORKED, FP_IN_OWNER, FP_IN_SPACE, FP_KIND_BLOCK,
     FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_TAGGED, FP_LINE_BYTES, FP_NEVER, FP_PHASE_TASK, Segment, Space, block_free,
-    check, copy_to_block, fp_block_item, fp_buffer, fp_checksum, fp_feed_of, fp_feed_slot, fp_lane, memory_is_forked,
+    check, copy_to_block, fp_block_item, fp_buffer, fp_control, fp_feed_of, fp_feed_slot, fp_lane, memory_is_forked,
     now_ns, poke, public_blocks, space_of, store, writer_open,
 )
 from fastpool._packed cimport dump_with_shared_arrays, is_private
@@ -76,16 +76,20 @@ cdef class BufferEncoder(Encoder):
         self.kept = []
         self.writer.ring = <unsigned char *>calloc(1, BUFFER_BYTES)
         self.lane = <fp_lane *>aligned_alloc(FP_LINE_BYTES, sizeof(fp_lane))
-        if self.writer.ring is NULL or self.lane is NULL:
+        self.control = <fp_control *>aligned_alloc(FP_LINE_BYTES, sizeof(fp_control))
+        if self.writer.ring is NULL or self.lane is NULL or self.control is NULL:
             raise MemoryError("fastpool: no memory to encode input in")
         self.writer.ring_bytes = BUFFER_BYTES
         memset(self.lane, 0, sizeof(fp_lane))
+        memset(self.control, 0, sizeof(fp_control))
         self.writer.lane = self.lane
-        poke(self.lane.wake_at, FP_NEVER)
+        self.writer.control = self.control
+        poke(self.control.wake_at, FP_NEVER)
 
     def __dealloc__(self):
         free(self.writer.ring)
         free(self.lane)
+        free(self.control)
 
     cdef int clear(self) except -1:
         """Empty the buffer for the next chunk; give memory back that an unusually large one took."""
@@ -157,7 +161,7 @@ cdef class BufferEncoder(Encoder):
         cdef fp_block_item *item = <fp_block_item *>at
         item.offset = 0  # known when the chunk is published
         item.bytes = size
-        item.sum = fp_checksum(data, size) if is_summed(tag) else 0
+        item.sum = item_sum(kind, tag, data, size)
         item.kind = kind
         item.tag = tag
         self.blob_bytes += size

@@ -3,11 +3,11 @@
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from fastpool._codec cimport Encoder, is_summed
+from fastpool._codec cimport Encoder, item_sum
 from fastpool._native cimport (
     FP_FULL, FP_IN_BLOCK, FP_KIND_BLOCK, FP_KIND_FRAGMENT, FP_KIND_PLACED, Segment, check, copy_to_block, fp_align,
-    fp_block_item, fp_buffer, fp_checksum, fp_fragment, fp_line_news, fp_line_of, fp_writer, load, memory_expect,
-    now_ns, peek, store, writer_attach, writer_close, writer_half_full, writer_has_room, writer_largest, writer_open,
+    fp_block_item, fp_buffer, fp_fragment, fp_line_news, fp_line_of, fp_writer, load, memory_expect, now_ns, peek,
+    store, writer_attach, writer_close, writer_half_full, writer_has_room, writer_largest, writer_open,
 )
 from fastpool._nursery cimport is_block, nursery
 from fastpool._packed cimport KEEP_BYTES, array_bytes, array_data, is_sole, sole_memory
@@ -151,7 +151,7 @@ cdef class LaneEncoder(Encoder):
     cdef int wanted(self) except -1:
         """The parent wants to be rung for this commit. Once for each value of wake_at is enough: when it sets the same
         value again, it sees before it sleeps that `committed` has reached it."""
-        cdef uint64_t wake_at = peek(self.writer.lane.wake_at)
+        cdef uint64_t wake_at = peek(self.writer.control.wake_at)
         if wake_at != self.rung_for:
             self.rung_for = wake_at
             self.segment.ring_parent()
@@ -160,7 +160,7 @@ cdef class LaneEncoder(Encoder):
     cdef int put_large(self, int kind, uint32_t tag, const void *data, uint64_t size, uint64_t total,
                        object keep) except -1:
         cdef uint64_t offset = 0
-        cdef uint64_t sum = fp_checksum(data, size) if is_summed(tag) else 0
+        cdef uint64_t sum = item_sum(kind, tag, data, size)
         cdef fp_block_item *item
         if not copy_to_block(self.segment.at, self.worker, data, size, &offset):
             return self.put_fragments(kind, tag, <const unsigned char *>data, size, sum)

@@ -69,6 +69,7 @@ cdef extern from "layout.h" nogil:
     const uint64_t FP_MAX_CHUNK
     const uint64_t FP_MAX_UNITS
     const uint64_t FP_INDEX_CLOSED
+    const uint64_t FP_NUMBER_MASK
 
     # Cython has no _Atomic: these fields are read and written through the functions of atomic below.
     ctypedef struct fp_job:
@@ -99,6 +100,9 @@ cdef extern from "layout.h" nogil:
 
     ctypedef struct fp_bell:
         uint32_t sleeping
+        uint32_t sleeps
+        uint32_t rung
+        uint32_t drained
 
     ctypedef struct fp_gate:
         uint64_t claim
@@ -123,11 +127,15 @@ cdef extern from "layout.h" nogil:
     ctypedef struct fp_lane:
         uint64_t committed
         uint64_t head
+        uint64_t opened
+        uint64_t closed
+        fp_bell bell
+
+    ctypedef struct fp_control:
         uint64_t tail
         uint64_t wake_at
         uint64_t abandon
         uint32_t command
-        fp_bell bell
 
     ctypedef struct fp_record:
         uint64_t closed
@@ -195,11 +203,15 @@ cdef extern from "layout.h" nogil:
         uint64_t asked
 
     ctypedef struct fp_heap:
+        uint64_t top
         uint64_t start
         uint64_t end
         uint64_t charged
+        uint64_t taken
+        uint64_t freed
 
     ctypedef struct fp_segment:
+        uint64_t magic
         uint64_t bytes
         uint64_t cap
         uint32_t lanes
@@ -213,6 +225,9 @@ cdef extern from "layout.h" nogil:
     void *fp_at(const fp_segment *segment, uint64_t offset)
     fp_line *fp_line_of(const fp_segment *segment, uint32_t worker)
     fp_lane *fp_lane_of(const fp_segment *segment, uint32_t worker)
+    unsigned char *fp_ring_of(const fp_segment *segment, uint32_t worker)
+    fp_control *fp_control_of(const fp_segment *segment, uint32_t worker)
+    uint16_t fp_kind_of(const fp_record *record)
     fp_heap *fp_heap_of(const fp_segment *segment, uint32_t owner)
     fp_feed_slot *fp_feed_of(const fp_segment *segment, uint64_t chunk)
     uint64_t fp_align(uint64_t bytes, uint64_t to)
@@ -234,6 +249,7 @@ cdef extern from "signal.h" nogil:
 
 
 cdef extern from "checksum.h" nogil:
+    uint64_t fp_mix(uint64_t x)
     uint64_t fp_checksum(const void *data, uint64_t bytes)
 
 
@@ -288,6 +304,7 @@ cdef extern from "bell.h" nogil:
 cdef extern from "lane.h" nogil:
     ctypedef struct fp_writer:
         fp_lane *lane
+        const fp_control *control
         unsigned char *ring
         uint64_t ring_bytes
         uint64_t position
@@ -384,6 +401,8 @@ cdef class Segment(Arena):
     cdef fp_event bell_event
     cdef fp_event *events
     cdef fp_watch *watches
+    cdef int silences      # after which everybody was rung
+    cdef bint *came_up  # by worker: its line has shown another state than STARTING
     cdef int *pids
     cdef int *status_fds
     cdef int *fds
@@ -402,6 +421,11 @@ cdef class Segment(Arena):
     cdef void _unlend(self)
     cdef int _place_spec(self, bytes blob) except -1
     cdef bytes read_spec(self, const fp_terms *terms)
+    cdef int check_words(self) except -1
+    cdef int check_line(self, int worker, const fp_line *line) except -1
+    cdef object all_claimed_at_rest(self)
+    cdef void ring_everybody(self) noexcept nogil
+    cdef uint64_t _offset(self, const void *at)
     cdef void ring_parent(self) noexcept nogil
     cdef void ring_worker(self, uint32_t worker) noexcept nogil
     cdef int wait_as_worker(self, uint32_t worker, fp_predicate predicate, void *context) except -1

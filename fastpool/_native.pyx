@@ -18,6 +18,7 @@ from fastpool.errors import DamagedMemoryError
 cdef extern from "platform.h" nogil:
     int fp_event_open(fp_event *event)
     void fp_event_close(fp_event *event)
+    void fp_event_ring(const fp_event *event)
     int fp_watch_prepare(fp_watch *watch)
     int fp_memory_create(uint64_t bytes)
     int fp_watch_parent(fp_watch *watch, int pid)
@@ -77,6 +78,7 @@ cdef extern from "arena.h" nogil:
     const uint64_t FP_WARM_BYTES
     const uint64_t FP_RESERVE
     int fp_arena_create(fp_arena *arena, uint32_t lanes, uint64_t ring_bytes, uint64_t cap)
+    int fp_arena_enter(const fp_arena *arena)
     int fp_arena_attach(fp_arena *arena, int fd, uint64_t bytes)
     void fp_arena_destroy(fp_arena *arena)
     int fp_arena_shed(fp_arena *arena, const uint64_t *held, uint64_t n)
@@ -102,8 +104,14 @@ cdef extern from *:
     #else
     #define FASTPOOL_IS_POSIX 0
     #endif
+    #ifdef FP_TALLY
+    #define FASTPOOL_IS_TALLIED 1
+    #else
+    #define FASTPOOL_IS_TALLIED 0
+    #endif
     """
     bint FASTPOOL_IS_POSIX
+    bint FASTPOOL_IS_TALLIED
 
 cdef extern from "Python.h":
     void PyOS_BeforeFork()
@@ -215,6 +223,9 @@ def refuse(unsigned int mask) -> None:
 def is_posix() -> bool:
     """Was this built to use POSIX system calls only (FASTPOOL_POSIX=1)?"""
     return FASTPOOL_IS_POSIX
+
+
+tallies: list | None = [] if FASTPOOL_IS_TALLIED else None  # of segments that were closed (FASTPOOL_DEBUG=1)
 
 
 def create_memory(uint64_t size) -> int:
@@ -466,6 +477,10 @@ cdef class Detached:
         self.status_fd = -1
 
 
+cdef tuple _bell_tally(const fp_bell *bell):
+    return bell.sleeps, load(bell.rung), load(bell.drained)
+
+
 cdef class Segment(Arena):
     """The shared segment of one pool, its bells, and its workers' process handles.
 
@@ -485,10 +500,12 @@ cdef class Segment(Arena):
         self.events = <fp_event *>calloc(lanes, sizeof(fp_event))
         self.watches = <fp_watch *>calloc(lanes, sizeof(fp_watch))
         self.pids = <int *>calloc(lanes, sizeof(int))
+        self.came_up = <bint *>calloc(lanes, sizeof(bint))
         self.status_fds = <int *>calloc(lanes, sizeof(int))
         self.fds = <int *>calloc(lanes + 2, sizeof(int))
         self.ready = <int *>calloc(lanes + 2, sizeof(int))
-        if not (self.events and self.watches and self.pids and self.status_fds and self.fds and self.ready):
+        if not (self.events and self.watches and self.pids and self.came_up and self.status_fds and self.fds
+                and self.ready):
             raise MemoryError("fastpool: no memory for the pool's bookkeeping")
         cdef int i
         for i in range(lanes):
@@ -540,6 +557,7 @@ cdef class Segment(Arena):
         free(self.events)
         free(self.watches)
         free(self.pids)
+        free(self.came_up)
         free(self.status_fds)
         free(self.fds)
         free(self.ready)
@@ -558,6 +576,8 @@ cdef class Segment(Arena):
 
     def close(self) -> None:
         """Give everything back, memory that is held when it is dropped. All workers must have ended."""
+        if FASTPOOL_IS_TALLIED and not self.closed and not self.retired and self.at is not NULL:
+            tallies.append(self.tally())
         self._release()
         self.retire()
 
@@ -648,6 +668,7 @@ cdef class Segment(Arena):
     def enter_worker(self, int worker) -> None:
         """First call in a worker, SIGINT being ignored: take part in barriers, unblock SIGINT."""
         cdef sigset_t block
+        check(fp_arena_enter(&self.arena), "cannot protect what the pool's owner alone writes")
         check(self.following, "cannot follow the pool's owner")
         self.wakeup = Wakeup()
         cdef uint64_t word = 0
@@ -712,7 +733,54 @@ cdef class Segment(Arena):
 
     def declare_dead(self, int worker) -> None:
         """The worker's process is gone without having reached ``exited``."""
-        check(fp_state_move(fp_line_of(self.at, worker), FP_DEAD), f"state of worker {worker}")
+        if fp_state_move(fp_line_of(self.at, worker), FP_DEAD) < 0:
+            raise DamagedMemoryError(f"the state of worker {worker}")
+
+    cdef int check_words(self) except -1:
+        """Is what workers write besides their records what the protocol allows? The rest is protected from them."""
+        cdef uint64_t word = load(self.at.gate.claim)
+        cdef int worker
+        if self.number and (fp_claim_number(word) != self.number & FP_NUMBER_MASK
+                            or fp_claim_index(word) > load(self.at.job.avail)):
+            raise DamagedMemoryError("the claim word")
+        for worker in range(self.lanes):
+            self.check_line(worker, fp_line_of(self.at, worker))
+        return 0
+
+    cdef int check_line(self, int worker, const fp_line *line) except -1:
+        """Can the worker be in the state that its line shows?"""
+        cdef uint64_t state = load(line.state)
+        cdef bint possible = state < FP_DEAD if self.pids[worker] else state == FP_DEAD
+        if state == FP_STARTING:
+            possible = not self.came_up[worker]
+        elif state == FP_EXITED:  # who believes that wrongly waits for a process that does not end
+            possible = self.pids[worker] and load(line.exit_ns) and not load(line.claim)
+        if not possible:
+            raise DamagedMemoryError(f"the state of worker {worker}")
+        self.came_up[worker] = state != FP_STARTING
+        return 0
+
+    cdef object all_claimed_at_rest(self):
+        """Of the job, the units that are claimed, if no worker holds one of them; else None.
+
+        The gate first, then the lines, as after a death (csrc/README.md, elimination): what is collected after this
+        has the results of all these units.
+        """
+        cdef uint64_t claimed = self.claimed()
+        cdef int worker
+        for worker in range(self.lanes):
+            if self.pids[worker] and (load(fp_line_of(self.at, worker).state) != FP_IDLE
+                                      or load(fp_line_of(self.at, worker).claim)):
+                return None
+        return claimed
+
+    cdef void ring_everybody(self) noexcept nogil:
+        """Whether they say that they sleep or not."""
+        cdef int worker
+        self.silences += 1
+        for worker in range(self.lanes):
+            if self.pids[worker]:
+                fp_event_ring(&self.events[worker])
 
     def held_units(self, int worker) -> tuple[range, bool]:
         """The units of the current job that a worker's line shows, and whether it has claimed them; if not, it is about
@@ -743,7 +811,7 @@ cdef class Segment(Arena):
 
     def command_stop(self, int worker) -> None:
         """Ask a worker to run its exit function and end once it has nothing to do."""
-        store(fp_lane_of(self.at, worker).command, FP_CMD_STOP)
+        store(fp_control_of(self.at, worker).command, FP_CMD_STOP)
         self.ring_worker(worker)
 
     def wake(self, int count) -> None:
@@ -835,11 +903,61 @@ cdef class Segment(Arena):
         cdef uint64_t word = load(self.at.gate.claim)
         return 0 if fp_claim_index(word) == FP_INDEX_CLOSED else fp_claim_index(word)
 
+    def tally(self) -> dict[str, object]:
+        """What was begun and what was ended in this segment, in builds that count (tests/tallies.py)."""
+        cdef fp_heap_stats stats
+        cdef const fp_heap *heap
+        cdef const fp_lane *lane
+        cdef int i
+        heaps, lanes = [], []
+        for i in range(self.lanes + 1):
+            heap = fp_heap_of(self.at, i)
+            if fp_heap_measure(self.at, i, &stats) < 0:
+                return {"damaged": True}
+            held = sum(heap.start <= offset < heap.end for offset in self.held)
+            heaps.append((load(heap.taken), load(heap.freed), stats.blocks_used, held))
+        for i in range(self.lanes):
+            lane = fp_lane_of(self.at, i)
+            lanes.append((self.state(i), load(lane.opened), load(lane.closed), _bell_tally(&lane.bell)))
+        return {"heaps": heaps, "lanes": lanes, "bell": _bell_tally(&self.at.bell), "silences": self.silences,
+                "functions": self.at.job.spec_offset != 0}
+
     # ------------------------------------------------------------ memory
+
+    @property
+    def address(self) -> int:
+        """Where the segment is mapped in this process."""
+        return <size_t>self.at
+
+    def areas(self) -> dict[str, tuple[int, int]]:
+        """What lies where in the segment, as offset and bytes (for tests)."""
+        cdef int i
+        cdef const fp_heap *heap
+        found = {
+            "gate": (self._offset(&self.at.gate), sizeof(fp_gate)),
+            "bell": (self._offset(&self.at.bell), sizeof(fp_bell)),
+            "constants": (self._offset(&self.at.magic), FP_LINE_BYTES),
+            "job": (self._offset(&self.at.job), sizeof(fp_job)),
+            "feed": (self._offset(fp_feed_of(self.at, 0)), FP_FEED_SLOTS * sizeof(fp_feed_slot)),
+        }
+        for i in range(self.lanes + 1):
+            heap = fp_heap_of(self.at, i)
+            found[f"heap {i}"] = self._offset(heap), sizeof(fp_heap)
+            found[f"blocks {i}"] = heap.start, load(heap.top) - heap.start
+        for i in range(self.lanes):
+            found[f"control {i}"] = self._offset(fp_control_of(self.at, i)), sizeof(fp_control)
+            found[f"line {i}"] = self._offset(fp_line_of(self.at, i)), sizeof(fp_line)
+            found[f"lane {i}"] = self._offset(fp_lane_of(self.at, i)), sizeof(fp_lane)
+            found[f"ring {i}"] = self._offset(fp_ring_of(self.at, i)), self.at.ring_bytes
+        return found
+
+    cdef uint64_t _offset(self, const void *at):
+        return <const unsigned char *>at - <const unsigned char *>self.at
 
     def empty_line(self, int worker) -> None:
         """Make a line ready for the next worker. The last one writes no more."""
         fp_line_reset(fp_line_of(self.at, worker))
+        self.came_up[worker] = False
 
     def adopt_heap(self, int owner) -> None:
         """Become the owner of a heap whose former owner is gone."""
@@ -888,8 +1006,8 @@ cdef class Segment(Arena):
         while True:
             self.fds[self.lanes + 1] = self.wakeup.listen()
             with nogil:
-                why = fp_bell_sleep(&self.at.bell, &self.bell_event, not self.at.fence_each, predicate, context, self.fds,
-                                    self.ready, self.lanes + 2, deadline_ns)
+                why = fp_bell_sleep(&self.at.bell, &self.bell_event, not self.at.fence_each, predicate, context,
+                                    self.fds, self.ready, self.lanes + 2, deadline_ns)
             self.wakeup.cease()
             if why != FP_WAIT_SIGNAL and not (why == FP_WAIT_HANDLE and not self.ended()):
                 return check(why, "the parent's wait")

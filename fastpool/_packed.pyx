@@ -20,9 +20,9 @@ import pickle
 import numpy
 
 from fastpool._native cimport (
-    FP_ARRAY_FORTRAN, FP_ARRAY_READ_ONLY, FP_ARRAY_STRIDED, FP_BORN_WITH, FP_FORM_ARRAY, FP_FORM_PICKLE, FP_FROM_SPACE, FP_INLINE,
-    FP_IN_BLOCK, FP_IN_OWNER, FP_IN_SPACE, Space, block_check, block_free, check, demand_space, fp_array, fp_at,
-    fp_buffer, fp_packed, peek, read_process, space_of,
+    FP_ARRAY_FORTRAN, FP_ARRAY_READ_ONLY, FP_ARRAY_STRIDED, FP_BORN_WITH, FP_FORM_ARRAY, FP_FORM_PICKLE, FP_FROM_SPACE,
+    FP_INLINE, FP_IN_BLOCK, FP_IN_OWNER, FP_IN_SPACE, Space, block_check, block_free, check, demand_space, fp_array,
+    fp_at, fp_buffer, fp_packed, peek, read_process, space_of,
 )
 from fastpool.errors import DamagedMemoryError
 
@@ -219,15 +219,17 @@ cdef class Unpacker:
 
     cdef object unpack(self, const unsigned char *data, uint64_t size):
         """The object of a packed item, whose bytes have their checksum."""
-        cdef const fp_packed *head = <const fp_packed *>data
+        cdef fp_packed head  # a copy: what is checked is what is used, whoever writes there meanwhile
         if size < sizeof(fp_packed):
             raise DamagedMemoryError("a packed item without a header")
+        memcpy(&head, data, sizeof(fp_packed))
         cdef uint64_t left = size - sizeof(fp_packed)
         cdef uint64_t n = head.n_buffers
         if n > left // sizeof(fp_buffer) or head.meta_bytes > left - n * sizeof(fp_buffer):
             raise DamagedMemoryError("a packed item is shorter than what it says it holds")
-        cdef const fp_buffer *buffers = <const fp_buffer *>(data + sizeof(fp_packed))
-        cdef const unsigned char *meta = <const unsigned char *>(buffers + n)
+        cdef bytes copied = PyBytes_FromStringAndSize(<const char *>data + sizeof(fp_packed), n * sizeof(fp_buffer))
+        cdef const fp_buffer *buffers = <const fp_buffer *>PyBytes_AS_STRING(copied)
+        cdef const unsigned char *meta = data + sizeof(fp_packed) + n * sizeof(fp_buffer)
         cdef const unsigned char *inlined = meta + head.meta_bytes
         cdef uint64_t i
         left = size - <uint64_t>(inlined - data)
@@ -383,8 +385,8 @@ cdef bint is_sole(object value) noexcept:
     return is_array(value) and references(<PyObject *>value) == 1 and cnp.PyArray_CHKFLAGS(value, cnp.NPY_ARRAY_OWNDATA)
 
 cdef void *sole_memory(object value) noexcept:
-    """The memory that is free again when the caller's reference, the only one to this array, is gone: the array's own, or
-    that of the array which nothing but this view refers to. NULL: there is none."""
+    """The memory that is free again when the caller's reference, the only one to this array, is gone: the array's own,
+    or that of the array which nothing but this view refers to. NULL: there is none."""
     cdef PyObject *base
     if not is_array(value) or references(<PyObject *>value) != 1:
         return NULL

@@ -17,9 +17,9 @@ from fastpool._native cimport (
     FP_EXITING, FP_IDLE, FP_INDEX_CLOSED, FP_INITIALIZING, FP_JOB_KEEP_GOING, FP_JOB_LAST, FP_KIND_FLOAT64,
     FP_KIND_INT64, FP_KIND_PACKED, FP_KIND_PICKLE, FP_KIND_TAGGED, FP_PHASE_EXIT, FP_PHASE_INIT, FP_PHASE_TASK,
     FP_RUNNING, FP_TOTAL_UNKNOWN, SIG_BLOCK, SIG_SETMASK, Segment, claim_drop, claim_join, claim_next, fp_align, fp_at,
-    fp_claim_index, fp_claim_number, fp_feed_of, fp_feed_slot, fp_job, fp_lane, fp_lane_of, fp_line, fp_line_news,
-    fp_line_of, fp_record, fp_segment, fp_terms, load, memory_expect, move_state, now_ns, peek, poke, pthread_sigmask,
-    sigfillset, sigset_t, store,
+    fp_claim_index, fp_claim_number, fp_control, fp_control_of, fp_feed_of, fp_feed_slot, fp_job, fp_kind_of, fp_line,
+    fp_line_news, fp_line_of, fp_record, fp_segment, fp_terms, load, memory_expect, move_state, now_ns, peek, poke,
+    pthread_sigmask, sigfillset, sigset_t, store,
 )
 from fastpool._nursery cimport install, nursery
 from fastpool._packed cimport KEEP_BYTES
@@ -78,7 +78,7 @@ cdef enum:
 
 cdef struct Look:  # what a worker that has nothing to do looks at
     fp_segment *segment
-    fp_lane *lane
+    const fp_control *control
     uint64_t number     # of the job it joined
     bint starved        # it waits for input of that job; else for another job
     bint abandoned      # it takes nothing more of that job
@@ -86,7 +86,7 @@ cdef struct Look:  # what a worker that has nothing to do looks at
 cdef int has_work(void *context) noexcept nogil:
     cdef Look *look = <Look *>context
     cdef uint64_t word, total
-    if load(look.lane.command) != 0:
+    if load(look.control.command) != 0:
         return 1
     word = load(look.segment.gate.claim)
     if fp_claim_index(word) == FP_INDEX_CLOSED:
@@ -110,7 +110,7 @@ cdef class Elements:
     """The elements of a run, one after another, for the loop that calls the function with them."""
     cdef LaneEncoder out
     cdef Decoder decoder
-    cdef fp_lane *lane
+    cdef const fp_control *control
     cdef uint64_t job
     cdef int kind                      # of the items, or OF_RANGE
     cdef const unsigned char *item     # the next one
@@ -125,7 +125,7 @@ cdef class Elements:
 
     cdef inline bint advance(self) except -1:
         """Make the next element the current one. False: there is none, or the job was abandoned."""
-        if self.left == 0 or peek(self.lane.abandon) >= self.job:
+        if self.left == 0 or peek(self.control.abandon) >= self.job:
             return False
         self.doing = DECODING
         if self.kind == OF_RANGE:
@@ -231,9 +231,9 @@ cdef class Loop:
         self.elements = Elements()
         self.elements.out = self.out
         self.elements.decoder = self.decoder
-        self.elements.lane = fp_lane_of(segment.at, worker)
+        self.elements.control = fp_control_of(segment.at, worker)
         self.look.segment = segment.at
-        self.look.lane = fp_lane_of(segment.at, worker)
+        self.look.control = fp_control_of(segment.at, worker)
         self.reserve(16)
 
     def __dealloc__(self):
@@ -293,7 +293,7 @@ cdef class Loop:
                     self.look.abandoned = True
                 elif self.budget_spent():
                     break
-            elif load(self.look.lane.command) == FP_CMD_STOP:
+            elif load(self.look.control.command) == FP_CMD_STOP:
                 break
             elif found == FP_CLAIM_EXHAUSTED and self.terms.flags & FP_JOB_LAST:
                 break
@@ -432,7 +432,7 @@ cdef class Loop:
                 self.report(error, what, None, None)
         self.flush()
         self.out.close()
-        store(self.line.exit_ns, now_ns() - since)
+        store(self.line.exit_ns, max(1, now_ns() - since))  # not 0: a second word that it has exited
         fp_line_news(self.line)
         self.become(FP_EXITED)  # after this store the line and the lane may be a successor's
         self.segment.ring_parent()
@@ -518,7 +518,7 @@ cdef class Loop:
             count = (closed >> 32) & 0x7FFFFFFF
             done = min(skip, count)
             skip -= done
-            if done < count and not self.run_record(record.kind, count, done, items, items + used):
+            if done < count and not self.run_record(fp_kind_of(record), count, done, items, items + used):
                 return False
         return True
 

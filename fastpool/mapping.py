@@ -8,6 +8,7 @@ from typing import Any
 from fastpool._feed import Feed
 from fastpool._plan import is_public
 from fastpool.arrays import Joiner, RowKind, Slices
+from fastpool.errors import DamagedMemoryError
 from fastpool.job import MapJob
 from fastpool.recovery import Recovery
 from fastpool.remote import revive
@@ -63,6 +64,8 @@ class MapRun:
                 self._open_window(size)
             if self._is_done():
                 break
+            if all_gathered:
+                self._check_none_lost()
             self.supervisor.start_workers(self.workers, self._has_unclaimed)
             if all_gathered:
                 self.supervisor.sleep(self._grain())
@@ -206,6 +209,20 @@ class MapRun:
             return self.collector.collected == len(self.range)
         feed = self.feed
         return feed.exhausted and not feed.has_pending and self.collector.collected == feed.tasks
+
+    def _check_none_lost(self) -> None:
+        """Where all workers rested before the last gathering, what had been claimed by then has been gathered."""
+        claimed = self.collector.rested_at
+        if claimed is None or (self.recovery is not None and self.recovery.is_open):
+            return
+        if self.feed is not None:
+            lost = claimed >= self.feed.published and self.feed.outstanding > 0
+        elif self.recovery is None:
+            lost = self.collector.collected < claimed
+        else:
+            lost = claimed >= self._published
+        if lost:
+            raise DamagedMemoryError("tasks were claimed that no worker has, and that have no result")
 
     def _grain(self) -> int:
         if self.recovery is not None and self.recovery.unsettled:

@@ -15,7 +15,9 @@ import numpy  # noqa: F401  (what it opens and starts for good is there before t
 import pytest
 from leftovers import leftovers, settle, snapshot
 from refusals import Server
+from tallies import wrongs
 
+from fastpool import _native
 from fastpool.arrays import shared_memory
 
 shared_memory()  # for the life of the process
@@ -60,14 +62,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail a test that leaves processes, descriptors, threads or shared memory behind.
+    """Fail a test that leaves processes, descriptors, threads or shared memory behind, or whose pools did not end what
+    they began (in a build that counts; not where memory was damaged on purpose).
 
     A test that has failed already is not checked: its traceback keeps alive what it used.
     """
     before = snapshot()
+    counted = _native.tallies if _native.tallies is not None else []
+    counted.clear()
     yield
     if request.node.stash.get(failed_in_call, False):
         return
     settle(before)
     if left := leftovers(before, snapshot()):
         pytest.fail("left behind:\n  " + "\n  ".join(left), pytrace=False)
+    if request.module.__name__ != "test_damage" and (wrong := [line for tally in counted for line in wrongs(tally)]):
+        pytest.fail("tallies:\n  " + "\n  ".join(wrong), pytrace=False)

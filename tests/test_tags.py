@@ -577,7 +577,7 @@ def damage(source: random.Random, data: bytes) -> bytes:
 
 
 def test_damaged_bytes_are_an_error_or_another_value() -> None:
-    """FASTPOOL_FUZZ says how many; tools/test_tags_asan.sh runs this with AddressSanitizer."""
+    """FASTPOOL_FUZZ says how many; tools/test_asan.sh runs this with AddressSanitizer."""
     source = random.Random(7)
     valid = streams(source)
     returned = 0

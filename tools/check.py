@@ -78,6 +78,10 @@ def ctest_steps(full: bool) -> Iterator[Step]:
         missing, remedy = lacking_for(variant)
         command = ["make", "--no-print-directory", "-C", "csrc", f"test-{variant}"]
         yield Step(f"C tests, {variant}", command, remedy, missing)
+    rounds = "20000000" if full else "300000"
+    missing, remedy = lacking_for("address")
+    fuzz = ["make", "--no-print-directory", "-C", "csrc", "fuzz", f"FUZZ_ROUNDS={rounds}"]
+    yield Step("fuzz of the record reader", fuzz, remedy, missing)
 
 
 def models_steps(full: bool) -> Iterator[Step]:
@@ -88,8 +92,12 @@ def tests_steps(full: bool) -> Iterator[Step]:
     environment = (("FASTPOOL_LONG", "1"),) if full else ()
     yield Step("Python tests, POSIX build", ["sh", "tools/test_posix.sh", sys.executable])
     yield Step("crash matrix", ["sh", "tools/test_crashes.sh", sys.executable], environment=environment)
+    asan = ["sh", "tools/test_asan.sh", sys.executable]
     if full:
-        yield Step("codec, sanitized", ["sh", "tools/test_asan.sh", sys.executable], "apt-get install gcc")
+        yield Step("Python tests, sanitized", [*asan, "--full"], "apt-get install gcc")
+        yield Step("Python tests, tallied", ["sh", "tools/test_debug.sh", sys.executable])
+    else:
+        yield Step("damage, sanitized", asan, "apt-get install gcc")
     yield Step("Python tests", [sys.executable, "-m", "pytest", "tests"], environment=environment)
     yield Step("soak", [sys.executable, "-m", "benchmarks.soak", "--minutes", "5" if full else "0.5"])
     if full:

@@ -1,11 +1,12 @@
 #!/bin/sh
-# Copy what a build and its tests need, so that another kind of build leaves this one as it is.
+# Copies the tree, without what was built, to a folder in which another build lives. Times are kept, so that only what has
+# changed since the last copy is built again.
 # usage: copy_tree.sh FOLDER
 set -eu
 cd "$(dirname "$0")/.."
+parts="fastpool csrc tests tools docs benchmarks setup.py pyproject.toml README.md LICENSE Makefile .gitignore"
 mkdir -p "$1"
-for part in fastpool csrc tests docs benchmarks setup.py pyproject.toml README.md .gitignore; do
-    rm -rf "${1:?}/$part"
-    cp -Rp "$part" "$1/"
+for part in $parts; do
+    [ -d "$1/$part" ] && find "$1/$part" -type f ! -name '*.so' -delete
 done
-rm -f "$1"/fastpool/*.so
+tar -cf - --exclude='*.so' --exclude=__pycache__ --exclude=results $parts | tar -xpf - -C "$1"

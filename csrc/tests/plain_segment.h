@@ -8,7 +8,7 @@
 #include "layout.h"
 
 static inline uint64_t plain_bytes(uint32_t lanes) {
-  return sizeof(fp_segment) + lanes * (sizeof(fp_line) + sizeof(fp_lane)) +
+  return sizeof(fp_segment) + lanes * (sizeof(fp_line) + sizeof(fp_lane) + sizeof(fp_control)) +
          FP_FEED_SLOTS * sizeof(fp_feed_slot);
 }
 
@@ -21,9 +21,10 @@ static inline fp_segment *plain_segment(uint32_t lanes) {
   segment->lanes = lanes;
   segment->lines_at = sizeof(fp_segment);
   segment->lanes_at = segment->lines_at + lanes * sizeof(fp_line);
-  segment->feed_at = segment->lanes_at + lanes * sizeof(fp_lane);
+  segment->controls_at = segment->lanes_at + lanes * sizeof(fp_lane);
+  segment->feed_at = segment->controls_at + lanes * sizeof(fp_control);
   atomic_store(&segment->gate.claim, FP_INDEX_CLOSED);
-  for (uint32_t i = 0; i < lanes; i++) atomic_store(&fp_lane_of(segment, i)->wake_at, FP_NEVER);
+  for (uint32_t i = 0; i < lanes; i++) atomic_store(&fp_control_of(segment, i)->wake_at, FP_NEVER);
   return segment;
 }
 

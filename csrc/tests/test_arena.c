@@ -54,15 +54,17 @@ static void test_parts_are_apart_and_aligned(void) {
   for (uint32_t lanes = 1; lanes < 70; lanes += 23) {
     fp_arena arena = make(lanes, 4096, 3 * MB + 1);
     fp_segment *s = arena.segment;
-    uint64_t at[] = {0, s->lines_at, s->lanes_at, s->heaps_at, s->feed_at, s->rings_at};
+    uint64_t at[] = {0, s->feed_at, s->controls_at, s->lines_at, s->lanes_at, s->heaps_at, s->rings_at};
     uint64_t bytes[] = {sizeof *s,
+                        FP_FEED_SLOTS * sizeof(fp_feed_slot),
+                        lanes * sizeof(fp_control),
                         lanes * sizeof(fp_line),
                         lanes * sizeof(fp_lane),
                         (lanes + 1) * sizeof(fp_heap),
-                        FP_FEED_SLOTS * sizeof(fp_feed_slot),
                         lanes * 4096};
     uint64_t end = 0;
-    for (int i = 0; i < 6; i++) {
+    CHECK_EQ(s->lines_at % fp_page_bytes(), 0); /* what comes before is read-only for workers */
+    for (int i = 0; i < 7; i++) {
       CHECK(at[i] >= end);
       CHECK_EQ(at[i] % FP_LINE_BYTES, 0);
       end = at[i] + bytes[i];
@@ -80,6 +82,44 @@ static void test_parts_are_apart_and_aligned(void) {
   }
 }
 
+typedef struct {
+  fp_arena *arena;
+  void *at;
+  int worker;
+} stray;
+
+static void write_astray(void *context) {
+  const stray *s = context;
+  signal(SIGSEGV, SIG_DFL); /* not the sanitizer's */
+  if (s->worker) CHECK_EQ(fp_arena_enter(s->arena), 0);
+  *(volatile unsigned char *)s->at ^= 0;
+}
+
+/* Does a write there stop the process that makes it? */
+static int is_stopped(fp_arena *arena, void *at, int worker) {
+  int status = join_child(start_child(write_astray, &(stray){arena, at, worker}));
+  CHECK(status == 0 || (WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV));
+  return status != 0;
+}
+
+static void test_what_one_writes_the_others_cannot(void) {
+  fp_arena arena = make(2, 4096, MB);
+  fp_segment *s = arena.segment;
+  for (int worker = 0; worker < 2; worker++) {
+    CHECK(is_stopped(&arena, &s->magic, worker));
+    CHECK(is_stopped(&arena, &s->rings_at, worker));
+    CHECK_EQ(is_stopped(&arena, &s->job, worker), worker);
+    CHECK_EQ(is_stopped(&arena, fp_feed_of(s, FP_FEED_SLOTS - 1), worker), worker);
+    CHECK_EQ(is_stopped(&arena, &fp_control_of(s, 1)->command, worker), worker);
+    CHECK(!is_stopped(&arena, &s->gate, worker));
+    CHECK(!is_stopped(&arena, &s->bell, worker));
+    CHECK(!is_stopped(&arena, fp_line_of(s, 0), worker));
+    CHECK(!is_stopped(&arena, fp_lane_of(s, 1), worker));
+    CHECK(!is_stopped(&arena, fp_ring_of(s, 0), worker));
+  }
+  fp_arena_destroy(&arena);
+}
+
 static void test_a_new_segment_has_nothing_to_do(void) {
   fp_arena arena = make(3, 4096, MB);
   fp_segment *s = arena.segment;
@@ -89,8 +129,8 @@ static void test_a_new_segment_has_nothing_to_do(void) {
   CHECK_EQ(s->fence_each, !fp_barrier_available());
   for (uint32_t i = 0; i < 3; i++) {
     fp_lane *lane = fp_lane_of(s, i);
-    CHECK(lane->wake_at == FP_NEVER);
-    CHECK(lane->committed == 0 && lane->head == 0 && lane->tail == 0);
+    CHECK(fp_control_of(s, i)->wake_at == FP_NEVER);
+    CHECK(lane->committed == 0 && lane->head == 0 && fp_control_of(s, i)->tail == 0);
     CHECK_EQ(fp_line_of(s, i)->state, FP_STARTING);
   }
   for (uint32_t i = 0; i <= 3; i++) {
@@ -114,7 +154,7 @@ static void test_attach_sees_the_same_memory(void) {
   int fd = dup(arena.fd);
   CHECK_EQ(fp_arena_attach(&other, fd, arena.bytes - fp_page_bytes()), FP_DAMAGED);
   CHECK_EQ(fp_arena_attach(&other, fd, 8), FP_DAMAGED);
-  arena.segment->magic++;
+  CHECK_EQ(pwrite(fd, "", 1, offsetof(fp_segment, magic)), 1); /* nobody can write it where it is mapped */
   CHECK_EQ(fp_arena_attach(&other, fd, arena.bytes), FP_DAMAGED);
   close(fd);
   CHECK_EQ(fp_arena_attach(&other, fd, arena.bytes), -EBADF);
@@ -790,6 +830,7 @@ static void test_shed_keeps_what_is_held(void) {
 
 int main(void) {
   RUN(test_parts_are_apart_and_aligned);
+  RUN(test_what_one_writes_the_others_cannot);
   RUN(test_a_new_segment_has_nothing_to_do);
   RUN(test_attach_sees_the_same_memory);
   RUN(test_bad_sizes);

@@ -420,15 +420,16 @@ typedef struct {
 static int space(void *context) {
   const game *g = context;
   const fp_lane *lane = fp_lane_of(g->segment, 0);
+  const fp_control *control = fp_control_of(g->segment, 0);
   return atomic_load_explicit(&lane->committed, memory_order_relaxed) -
-             atomic_load_explicit(&lane->tail, memory_order_acquire) <
+             atomic_load_explicit(&control->tail, memory_order_acquire) <
          g->window;
 }
 
 static void commit_and_ring(const game *g, fp_lane *lane, uint64_t count) {
   atomic_store_explicit(&lane->committed, count, memory_order_release);
   if (g->segment->fence_each) fp_fence();
-  if (count >= atomic_load_explicit(&lane->wake_at, memory_order_relaxed))
+  if (count >= atomic_load_explicit(&fp_control_of(g->segment, 0)->wake_at, memory_order_relaxed))
     fp_bell_ring(&g->segment->bell, &g->parents);
 }
 
@@ -454,26 +455,29 @@ static void play_worker(game *g) {
 }
 
 static int reached(void *context) {
-  const fp_lane *lane = context;
+  const game *g = context;
+  const fp_lane *lane = fp_lane_of(g->segment, 0);
+  const fp_control *control = fp_control_of(g->segment, 0);
   return atomic_load_explicit(&lane->committed, memory_order_acquire) >=
-         atomic_load_explicit(&lane->wake_at, memory_order_relaxed);
+         atomic_load_explicit(&control->wake_at, memory_order_relaxed);
 }
 
 static void play_parent(game *g) {
   fp_lane *lane = fp_lane_of(g->segment, 0);
+  fp_control *control = fp_control_of(g->segment, 0);
   fp_spin spin = {.budget_ns = g->parent_spin, .limit_ns = g->parent_spin};
   uint64_t collected = 0;
   int ready;
   while (collected < g->items) {
     if (g->worker_spin > 0) relax_for(collected / 8 % 32);
     uint64_t want = 1 + collected % g->window, left = g->items - collected;
-    atomic_store_explicit(&lane->wake_at, collected + (want < left ? want : left), memory_order_relaxed);
-    CHECK_EQ(fp_bell_wait(&g->segment->bell, &g->parents, &spin, fp_barrier_available(), reached, lane,
+    atomic_store_explicit(&control->wake_at, collected + (want < left ? want : left), memory_order_relaxed);
+    CHECK_EQ(fp_bell_wait(&g->segment->bell, &g->parents, &spin, fp_barrier_available(), reached, g,
                           &g->parents.read_fd, &ready, 1, fp_now_ns() + 5000 * MS),
              FP_WAIT_READY);
-    atomic_store_explicit(&lane->wake_at, FP_NEVER, memory_order_relaxed);
+    atomic_store_explicit(&control->wake_at, FP_NEVER, memory_order_relaxed);
     collected = atomic_load_explicit(&lane->committed, memory_order_acquire);
-    atomic_store_explicit(&lane->tail, collected, memory_order_release);
+    atomic_store_explicit(&control->tail, collected, memory_order_release);
     fp_bell_ring(&lane->bell, &g->workers);
   }
 }

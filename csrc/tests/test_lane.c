@@ -180,11 +180,11 @@ static void test_items_appear_by_their_commit(void) {
   CHECK(view.count == 1 && view.first == 42 && view.at[0] == 2);
   CHECK_EQ(fp_reader_take(&p.reader, 1, 8), 0);
   CHECK_EQ(fp_reader_look(&p.reader, &view), 0);
-  CHECK_EQ(p.writer.lane->tail, 0); /* open: nothing is released */
+  CHECK_EQ(p.writer.control->tail, 0); /* open: nothing is released */
   fp_writer_close(&p.writer);
   fp_writer_close(&p.writer);
   CHECK_EQ(fp_reader_look(&p.reader, &view), 0);
-  CHECK_EQ(p.writer.lane->tail, HEADER + 24);
+  CHECK_EQ(p.writer.control->tail, HEADER + 24);
   CHECK_EQ(p.reader.taken, 3);
   fp_arena_destroy(&p.arena);
 }
@@ -198,9 +198,9 @@ static void test_bytes_stay_until_the_next_look(void) {
   CHECK_EQ(fp_reader_look(&p.reader, &view), 1);
   CHECK_EQ(view.end - view.at, 1);
   CHECK_EQ(fp_reader_take(&p.reader, 1, 1), 0);
-  CHECK_EQ(p.writer.lane->tail, 0);
+  CHECK_EQ(p.writer.control->tail, 0);
   CHECK_EQ(fp_reader_look(&p.reader, &view), 0);
-  CHECK_EQ(p.writer.lane->tail, HEADER + 8);
+  CHECK_EQ(p.writer.control->tail, HEADER + 8);
   fp_arena_destroy(&p.arena);
 }
 
@@ -251,13 +251,13 @@ static void test_commit_says_when_to_ring(void) {
   pipe_ p = make(RING);
   CHECK_EQ(fp_writer_open(&p.writer, FP_KIND_NONE, 0, JOB, 0, 0, 0), 0);
   CHECK(!fp_writer_commit(&p.writer, p.writer.at));
-  atomic_store(&p.writer.lane->wake_at, 3);
+  atomic_store(&p.reader.control->wake_at, 3);
   CHECK(!fp_writer_commit(&p.writer, p.writer.at));
   CHECK(fp_writer_commit(&p.writer, p.writer.at));
   CHECK(fp_writer_commit(&p.writer, p.writer.at));
   p.writer.fence_each = !p.writer.fence_each;
   CHECK(fp_writer_commit(&p.writer, p.writer.at));
-  atomic_store(&p.writer.lane->wake_at, FP_NEVER);
+  atomic_store(&p.reader.control->wake_at, FP_NEVER);
   CHECK(!fp_writer_commit(&p.writer, p.writer.at));
   uint64_t next = 0;
   CHECK_EQ(read_all(&p.reader, &next, 8), 6);
@@ -303,7 +303,7 @@ static void advance_to(pipe_ *p, uint64_t rest, uint64_t *next) {
     }
     fp_writer_close(&p->writer);
     read_all(&p->reader, next, 8);
-    CHECK_EQ(p->writer.position, p->writer.lane->tail);
+    CHECK_EQ(p->writer.position, p->writer.control->tail);
   }
 }
 
@@ -326,7 +326,7 @@ static void test_every_place_at_the_end_of_the_ring(void) {
       if (count % 2) CHECK_EQ(read_all(&p.reader, &next, 8), count);
       fp_writer_close(&p.writer);
       CHECK_EQ(read_all(&p.reader, &next, 8), count % 2 ? 0 : count);
-      CHECK_EQ(p.writer.position, p.writer.lane->tail);
+      CHECK_EQ(p.writer.position, p.writer.control->tail);
     }
   fp_arena_destroy(&p.arena);
 }
@@ -337,7 +337,7 @@ static void test_the_largest_fits_an_empty_ring_anywhere(void) {
     fp_view view;
     for (uint64_t i = 0; i < ring_bytes / 8 * 3; i++) {
       uint32_t largest = fp_writer_largest(&p.writer);
-      CHECK_EQ(p.writer.position, p.writer.lane->tail);
+      CHECK_EQ(p.writer.position, p.writer.control->tail);
       CHECK_EQ(fp_writer_open(&p.writer, FP_KIND_INT64, 0, JOB, i, largest, largest), 0);
       memset(p.writer.at, 1, largest);
       fp_writer_commit(&p.writer, p.writer.at + 8); /* a step of 40 bytes: every offset is met */
@@ -391,8 +391,8 @@ static void test_a_reset_lane_is_new(void) {
   source from = {.random = {9}, .most = 100};
   for (int round = 0; round < 20; round++) {
     uint64_t next = from.next = 0;
-    atomic_store(&p.writer.lane->wake_at, 5);
-    atomic_store(&p.writer.lane->command, FP_CMD_STOP);
+    atomic_store(&p.reader.control->wake_at, 5);
+    atomic_store(&p.reader.control->command, FP_CMD_STOP);
     atomic_store(&p.writer.lane->bell.sleeping, 1);
     for (int i = 0; i < 50 * round; i++)
       if (!write_next(&from, &p.writer)) read_all(&p.reader, &next, from.most);
@@ -400,8 +400,9 @@ static void test_a_reset_lane_is_new(void) {
     CHECK_EQ(next, from.next);
     fp_lane_reset(&p.reader);
     fp_lane *lane = p.writer.lane;
-    CHECK(lane->committed == 0 && lane->head == 0 && lane->tail == 0 && lane->wake_at == FP_NEVER);
-    CHECK(lane->command == FP_CMD_NONE && lane->bell.sleeping == 0);
+    CHECK(lane->committed == 0 && lane->head == 0 && p.reader.control->tail == 0 &&
+          p.reader.control->wake_at == FP_NEVER);
+    CHECK(p.reader.control->command == FP_CMD_NONE && lane->bell.sleeping == 0);
     fp_writer_attach(&p.writer, p.arena.segment, 0);
     CHECK(p.writer.position == 0 && p.writer.committed == 0 && p.writer.record == NULL);
   }
@@ -597,6 +598,16 @@ static void test_each_damaged_word_is_seen(void) {
   expect_damage(0, HEADER + 16 + HEADER, (damage){offsetof(fp_record, base), 8, 5});
 }
 
+static void test_each_bit_of_a_header_is_seen(void) {
+  for (size_t bit = 8 * offsetof(fp_record, first); bit < 8 * HEADER; bit++) {
+    pipe_ p = make(RING);
+    write_four_records(&p.writer);
+    p.writer.ring[bit / 8] ^= (unsigned char)(1 << bit % 8);
+    CHECK_EQ(read_until_damage(&p.reader), FP_DAMAGED);
+    fp_arena_destroy(&p.arena);
+  }
+}
+
 /* A closed record of one item, and what the reader says to it after `d`. */
 static void expect_damage_alone(damage d, int in_lane) {
   pipe_ p = make(RING);
@@ -643,7 +654,7 @@ static void test_a_damaged_pad_is_seen(void) {
     fp_record *pad = (fp_record *)(void *)(p.writer.ring + RING - HEADER - 64);
     CHECK_EQ(fp_writer_open(&p.writer, FP_KIND_INT64, 0, JOB, next, 72, 72), 0);
     for (int k = 0; k < 9; k++) fp_writer_commit(&p.writer, p.writer.at + 8);
-    CHECK(pad->kind == FP_KIND_PAD && pad->capacity == 64 && pad->closed == (FP_CLOSED | 64));
+    CHECK(fp_kind_of(pad) == FP_KIND_PAD && pad->capacity == 64 && pad->closed == (FP_CLOSED | 64));
     if (i < 5) atomic_store(&pad->closed, closed[i]);
     if (i == 5) pad->capacity = 56, atomic_store(&pad->closed, FP_CLOSED | 56);
     if (i == 6) pad->base++;
@@ -776,6 +787,7 @@ int main(void) {
   RUN(test_every_instruction_leaves_whole_items);
 #endif
   RUN(test_each_damaged_word_is_seen);
+  RUN(test_each_bit_of_a_header_is_seen);
   RUN(test_damage_of_the_last_record_is_seen);
   RUN(test_a_record_that_shrinks_is_seen);
   RUN(test_a_damaged_pad_is_seen);
