@@ -47,6 +47,7 @@ class Supervisor:
         self.serializer = make_serializer(options.use_dill, self.forks)
         self.owner_pid = os.getpid()
         self.exit_results: list[Any] = []
+        self._is_ending = False  # :meth:`terminate` has begun and not come to its end
         self._starts_afresh = True  # the next worker to be started is the first
         self.running = False  # a map is
         self._enders: set[object] = set()  # see :meth:`ended_by_another_thread`
@@ -102,6 +103,8 @@ class Supervisor:
     def _prepare(self, new: Functions) -> None:
         self._check_owner()
         self._check_ended()
+        if self._is_ending:
+            self.terminate()
         if self._segment is None:
             shared_memory()  # mapped in workers too, whenever an array is made in it
             n_jobs = self.options.n_jobs
@@ -369,6 +372,8 @@ class Supervisor:
 
     def stop(self) -> None:
         """Let idle workers run their exit functions and end, and give shared memory back."""
+        if self._is_ending:
+            self.terminate()
         if self._segment is None or os.getpid() != self.owner_pid:
             return
         try:
@@ -414,24 +419,30 @@ class Supervisor:
 
     @uninterrupted
     def terminate(self) -> None:
-        """Kill all workers, wait for them, give shared memory back. Safe to call in any state, and twice."""
-        self.kill()
-        segment, self._segment = self._segment, None
-        if segment is None or os.getpid() != self.owner_pid:
+        """Kill all workers, wait for them, give shared memory back. Safe to call in any state, and twice.
+
+        Each step may fail where there is no memory left: then what is left of it is done before the pool is used again.
+        """
+        if os.getpid() != self.owner_pid:
+            self._segment = None
+        if self._segment is None:
             return
+        self._is_ending = True
+        self.kill()
         if self._collector is not None:
             self._take_exit_results()
             self._collector.abandon()
-        self._collector = None
-        processes = [*self._workers.values(), *self._leaving]
-        self._workers = {}
-        self._leaving = []
+            self._collector = None
         self._functions = self._blob = None
         self._drop_shared_objects()
-        for process in processes:
+        for process in (*self._workers.values(), *self._leaving):
             process.reap(block=True)
-        for worker_id in range(segment.lanes):
-            if segment.pid(worker_id):  # an exception came between its start and its record here
-                bury_unknown(segment, worker_id)
+        for worker_id in range(self._segment.lanes):
+            if self._segment.pid(worker_id):  # an exception came between its start and its record here
+                bury_unknown(self._segment, worker_id)
+        self._workers.clear()
+        self._leaving.clear()
         self._in_use_by_workers.clear()
-        segment.close()
+        self._segment.close()
+        self._segment = None
+        self._is_ending = False

@@ -14,6 +14,8 @@ import pytest
 from refusals import Group, Outcome, Server
 
 from fastpool import WorkerPool, _native
+from fastpool.process import WorkerProcess
+from fastpool.supervisor import Supervisor
 
 # Bits of `fastpool._native.refuse` (csrc/platform.h).
 REFUSED = {"memfd": 1, "eventfd": 2, "pidfd": 4, "sigio": 8, "barrier": 16, "all": 31}
@@ -148,6 +150,30 @@ else:
     assert done.returncode == 0, done.stderr
 
 
+def fail_at_seven(x: int) -> int:
+    return 1 // (x - 7)
+
+
+@pytest.mark.parametrize("step", ["kill", "_take_exit_results", "_drop_shared_objects", "reap"])
+def test_no_memory_to_end_the_pool(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """What ends a failed map may fail itself: it is finished before the next one, not forgotten."""
+    owner = WorkerProcess if step == "reap" else Supervisor
+    real = getattr(owner, step)
+    with WorkerPool(n_jobs=2, keep_alive=True) as pool:
+        pool.map(identity, range(10))
+        with monkeypatch.context() as patch:
+
+            def fail(*given: Any, **named: Any) -> Any:
+                if pool._supervisor._is_ending:
+                    raise MemoryError("none left")
+                return real(*given, **named)
+
+            patch.setattr(owner, step, fail)
+            with pytest.raises(MemoryError, match="none left"):
+                pool.map(fail_at_seven, list(range(1000)), chunk_size=3)
+        assert pool.map(identity, range(100)) == list(range(100))
+
+
 # ---------------------------------------------------------------- on a pool that lives (refusals.py)
 
 KEPT = {"keep_alive": True}
@@ -257,6 +283,8 @@ def test_dev_shm_fills_up() -> None:
 import contextlib
 import fastpool
 from fastpool import WorkerPool, _native
+from fastpool.process import WorkerProcess
+from fastpool.supervisor import Supervisor
 _native.refuse(1)
 sizes = [700_000 + i for i in range(12)]
 def repeat(n):
