@@ -39,7 +39,7 @@ DAMAGES = int(os.environ.get("FASTPOOL_DAMAGES", "1000"))
 POOL_DAMAGES = min(DAMAGES // 10, 2000)
 READER_DAMAGES = DAMAGES - POOL_DAMAGES
 SECONDS = 100  # a map that takes longer is taken for one that hangs
-UNIT_TASK, JOB_LAST = 1, 1
+JOB_LAST = 1
 
 # ---------------------------------------------------------------- the parent's reader
 
@@ -102,7 +102,7 @@ def take_image(function: Callable[[int], Any], tasks: int) -> Image:
     """Let one worker run a job, and look at what it leaves before anything is collected."""
     segment = Segment(2, 1 << 18, 1 << 24, 1)
     number = segment.publish(
-        unit=UNIT_TASK,
+        range_units=tasks,
         flags=JOB_LAST,
         range_start=0,
         range_step=1,
@@ -121,7 +121,7 @@ def take_image(function: Callable[[int], Any], tasks: int) -> Image:
         try:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             segment.enter_worker(0)
-            host = Host(0, (), 1, Functions(function, None, exits), make_serializer(False))
+            host = Host(0, (), 1, Functions(function, None, exits), make_serializer(False, True))
             Loop(segment, 0, host).run()
         finally:
             os._exit(0)
@@ -153,7 +153,7 @@ OWN = ["line 0", "lane 0", "ring 0", "ring 0", "ring 0", "heap 0", "blocks 0", "
 
 def read_all(image: Image) -> str:
     """What the parent does with a lane: the outcome in a word. Any error but fastpool's own goes through."""
-    segment, collector = image.segment, Collector(image.segment, make_serializer(False).loads)
+    segment, collector = image.segment, Collector(image.segment, make_serializer(False, True).loads)
     results: Any = None
     try:
         collector.begin(image.number, image.tasks, None)

@@ -218,7 +218,7 @@ def test_failed_already():
 
 def test_the_fixture_fails_the_test_that_left_something(tmp_path: Path) -> None:
     here = Path(__file__).parent
-    for name in ("conftest.py", "leftovers.py"):
+    for name in ("conftest.py", "leftovers.py", "refusals.py", "tallies.py"):
         shutil.copy(here / name, tmp_path)
     (tmp_path / "test_inner.py").write_text(INNER)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
