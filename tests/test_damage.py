@@ -161,7 +161,7 @@ def read_all(image: Image) -> str:
             pass
         for worker in range(2):
             segment.state(worker)
-            segment.held_tasks(worker)
+            segment.held_units(worker)
             segment.reads_owner(worker)
             segment.heap(worker)
         segment.totals()
