@@ -218,8 +218,11 @@ class _Sender:
         self.pickler(file, None, buffer_callback).dump(value)
         return file.getvalue()
 
-    def dumps_functions(self, functions: Any) -> bytes:
-        return self.dumps(functions, 5)
+    def dumps_functions(self, functions: Any, reduce: Reduce) -> bytes:
+        """As :class:`fastpool.serializer.Serializer` has it."""
+        file = io.BytesIO()
+        self.pickler(file, reduce).dump(functions)
+        return file.getvalue()
 
     def begin_job(self) -> None:
         """Names are looked at anew."""
@@ -387,10 +390,10 @@ class ToFresh(_ToWorker):
     def pickler(self, file: Any, reduce: Reduce | None, buffer_callback: BufferCallback | None = None) -> _Pickler:
         return self._pickler(file, reduce, buffer_callback, self._bundled)
 
-    def dumps_functions(self, functions: Any) -> bytes:
+    def dumps_functions(self, functions: Any, reduce: Reduce) -> bytes:
         """Together with the names they refer to, so that what is one object there stays one."""
         file = io.BytesIO()
-        self._pickler(file, None, None, self._inside).dump(functions)
+        self._pickler(file, reduce, None, self._inside).dump(functions)
         return file.getvalue()
 
     def by_value(self, kind: type) -> tuple[bytes, dict[bytes, bytes | str], frozenset[str]]:

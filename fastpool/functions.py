@@ -16,6 +16,7 @@ import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from fastpool._packed import reduce_array
 from fastpool.definition import Definition, module_of
 from fastpool.errors import unsendable
 from fastpool.serializer import Serializer
@@ -46,7 +47,7 @@ def dumps(functions: Functions, definitions: list[Definition], serializer: Seria
         Naming the function that cannot be pickled.
     """
     try:
-        pickled = serializer.dumps_functions(tuple(functions))
+        pickled = serializer.dumps_functions(tuple(functions), reduce_array)  # public arrays stay where they are
     except Exception as error:
         name = name_of(_first_that_fails(functions, serializer))
         detail = f"{name}: {type(error).__qualname__}: {error}"
@@ -60,7 +61,7 @@ def dumps(functions: Functions, definitions: list[Definition], serializer: Seria
 def _first_that_fails(functions: Functions, serializer: Serializer) -> Function | None:
     for function in functions:
         try:
-            serializer.dumps_functions(function)
+            serializer.dumps_functions(function, reduce_array)
         except Exception:  # why is known already
             return function
     return functions.task

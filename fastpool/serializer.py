@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 Reduce = Callable[[Any], Any]
@@ -24,7 +24,7 @@ class Serializer(NamedTuple):
         ``pickler(file, reduce, buffer_callback=None)``: the same as an object, with ``dump(object)``, which asks first
         how an object is reduced: ``reduce(object)`` (NotImplemented: as ever).
     dumps_functions : callable
-        ``dumps_functions(functions)`` returns bytes.
+        ``dumps_functions(functions, reduce)`` returns bytes.
     begin_job : callable
         ``begin_job()``: what functions refer to may have changed.
     shares_main : bool
@@ -34,7 +34,7 @@ class Serializer(NamedTuple):
     dumps: Callable[..., bytes]
     loads: Callable[..., Any]
     pickler: Callable[..., Any]
-    dumps_functions: Callable[[Any], bytes]
+    dumps_functions: Callable[[Any, Reduce], bytes]
     begin_job: Callable[[], None]
     shares_main: bool = False
 
@@ -87,4 +87,10 @@ def _make_pickler(file: Any, reduce: Reduce, buffer_callback: BufferCallback | N
     return _Pickler(file, reduce, buffer_callback)
 
 
-PICKLE = Serializer(pickle.dumps, pickle.loads, _make_pickler, partial(pickle.dumps, protocol=5), lambda: None)
+def _dumps_functions(functions: Any, reduce: Reduce) -> bytes:
+    file = io.BytesIO()
+    _make_pickler(file, reduce).dump(functions)
+    return file.getvalue()
+
+
+PICKLE = Serializer(pickle.dumps, pickle.loads, _make_pickler, _dumps_functions, lambda: None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import weakref
@@ -470,3 +471,30 @@ def test_shared_arrays_of_other_classes_are_shared(start_method: str) -> None:
 def kind_and_fill(array: Any) -> str:
     array[...] = 7
     return type(array).__name__
+
+
+def add_one_at(array: Any, index: int) -> None:
+    array[index] += 1
+
+
+class Adder:
+    """A callable with a shared array of its own."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    def __call__(self, index: int) -> None:
+        self.array[index] += 1
+
+
+@pytest.mark.parametrize("use_dill", [False, True])
+def test_shared_arrays_inside_functions_are_shared(start_method: str, use_dill: bool) -> None:
+    if use_dill:
+        pytest.importorskip("dill", reason="use_dill needs dill")
+    shared = fastpool.asshared(np.zeros(3))
+    with WorkerPool(n_jobs=1, start_method=start_method, use_dill=use_dill, keep_alive=True) as pool:
+        for k in range(1, 3):
+            pool.map(abs, range(4))  # the functions below come later than the workers
+            pool.map(functools.partial(add_one_at, shared), range(3))
+            pool.map(Adder(shared), range(3))
+            assert shared.tolist() == [2 * k] * 3
