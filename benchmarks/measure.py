@@ -39,6 +39,11 @@ class Settings:
     quick: bool = False
 
     @property
+    def warm_seconds(self) -> float:
+        """Of untimed calls before the timed one, where the pool is to be warm."""
+        return 0.03 if self.quick else 0.3
+
+    @property
     def patience(self) -> float:
         return 0.8 if self.quick else 15.0
 
@@ -80,17 +85,29 @@ def measure_case(case: Case, peers: Sequence[type[Peer]], settings: Settings, pr
     expected = canonical(loop.map_array(function, items, 1) if case.array else loop.map(function, items))
     seconds: dict[str, list[float]] = {peer.name: [] for peer in peers}
     for peer in turns(case.name, peers, settings, progress):
-        seconds[peer.name].append(time_once(case, peer(settings.n_jobs), function, items, expected))
+        seconds[peer.name].append(
+            time_once(case, peer(settings.n_jobs), function, items, expected, settings.warm_seconds)
+        )
     return CaseResult(case.name, n_tasks, settings.n_jobs, timings(seconds))
 
 
-def time_once(case: Case, peer: Peer, function: Function, items: Any, expected: Any) -> float:
+def time_once(case: Case, peer: Peer, function: Function, items: Any, expected: Any, warm_seconds: float) -> float:
     with case.session(peer, function, items) as call:
         verify(case.name, peer, call(), expected)
         if case.warm:
+            warm_up(call, warm_seconds)
             return timed(case.name, peer, call, expected)
     with case.session(peer, function, items) as call:
         return timed(case.name, peer, call, expected)
+
+
+def warm_up(call: Call, seconds: float) -> None:
+    """Call until so much time has been spent in calls: all peers get the same, fast ones more calls."""
+    spent = 0.0
+    while spent < seconds:
+        start = time.perf_counter()
+        call()
+        spent += time.perf_counter() - start
 
 
 def timed(case: str, peer: Peer, call: Call, expected: Any) -> float:

@@ -490,7 +490,7 @@ class Adder:
 @pytest.mark.parametrize("use_dill", [False, True])
 def test_shared_arrays_inside_functions_are_shared(start_method: str, use_dill: bool) -> None:
     if use_dill:
-        pytest.importorskip("dill", reason="use_dill needs dill")
+        pytest.importorskip("dill", reason="dill is not installed: pip install fastpool[dill]")
     shared = fastpool.asshared(np.zeros(3))
     with WorkerPool(n_jobs=1, start_method=start_method, use_dill=use_dill, keep_alive=True) as pool:
         for k in range(1, 3):

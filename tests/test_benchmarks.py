@@ -102,7 +102,7 @@ def test_looking_whether_it_can_be_written_leaves_nothing_behind(
 
 @pytest.mark.parametrize("record", [None, "missing.json", "wrong.json", "other.json"])
 def test_plots_of_no_record(record: str | None, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="plots need matplotlib: pip install fastpool[bench]")
     (tmp_path / "wrong.json").write_text("{")
     (tmp_path / "other.json").write_text("[]")
     given = [] if record is None else [str(tmp_path / record), str(tmp_path / "new")]
@@ -293,8 +293,27 @@ def test_a_result_that_is_wrong_only_when_timed_is_refused(monkeypatch: pytest.M
         return swapped(results) if len(calls) == 2 else results
 
     monkeypatch.setattr(Broken, "fault", staticmethod(second_is_wrong))
+    monkeypatch.setattr(measure, "warm_up", lambda *_: None)
     with pytest.raises(WrongResult):
         measure.measure(cases.CASES[1], [Broken], Settings(repeats=1, quick=True), silent)
+
+
+def test_all_peers_warm_up_for_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now)
+
+    def call_of(seconds: float) -> Any:
+        def call() -> None:
+            nonlocal now
+            now += seconds
+            calls.append(seconds)
+
+        return call
+
+    for seconds, times in ((0.1, 3), (0.04, 8), (2.0, 1)):
+        calls: list[float] = []
+        measure.warm_up(call_of(seconds), 0.3)
+        assert len(calls) == times
 
 
 # The sweep
@@ -499,7 +518,7 @@ def test_a_case_whose_process_fails_is_left_out(
 
 def test_plots_are_drawn(tmp_path: Path) -> None:
     """In a process of its own: matplotlib keeps font files open."""
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="plots need matplotlib: pip install fastpool[bench]")
     seconds = {"loop": [2.0, 2.1], "Pool": [3.0, 5.0], "fastpool": [1.0, 1.2]}
     points = [case_result("metg", n_tasks=n, **seconds) for n in (1000, 10)]
     results = {

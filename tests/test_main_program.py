@@ -12,7 +12,7 @@ from test_start_methods import run
 
 from fastpool import SerializationError, WorkerPool
 
-pytest.importorskip("dill")
+pytest.importorskip("dill", reason="dill is not installed: pip install fastpool[dill]")
 
 WAYS = ["file", "command"]  # workers import the program; they cannot
 not_fork = pytest.mark.parametrize("start_method", START_METHODS[1:])

@@ -31,7 +31,7 @@ not_fork = pytest.mark.parametrize("start_method", NOT_FORK)
 
 @pytest.fixture
 def with_dill() -> None:
-    pytest.importorskip("dill")
+    pytest.importorskip("dill", reason="dill is not installed: pip install fastpool[dill]")
 
 
 def test_the_context_is_that_of_multiprocessing(start_method: str) -> None:
