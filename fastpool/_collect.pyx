@@ -138,6 +138,7 @@ cdef class Collector:
             PyList_SetSlice(results, tasks, PyList_GET_SIZE(results), NULL)
         self.results = self.sample = None
         self.feed = self.revive = None
+        self.segment.finished = self.segment.number
         PyObject_GC_Track(<PyObject *>results)
         return results
 

@@ -401,7 +401,9 @@ cdef class Segment(Arena):
     cdef fp_event bell_event
     cdef fp_event *events
     cdef fp_watch *watches
+    cdef list deaths       # by worker: workers in its lane that are gone without having exited
     cdef int silences      # after which everybody was rung
+    cdef uint64_t finished  # number of the last job whose results were all collected
     cdef bint *came_up  # by worker: its line has shown another state than STARTING
     cdef int *pids
     cdef int *status_fds

@@ -501,6 +501,7 @@ cdef class Segment(Arena):
         self.watches = <fp_watch *>calloc(lanes, sizeof(fp_watch))
         self.pids = <int *>calloc(lanes, sizeof(int))
         self.came_up = <bint *>calloc(lanes, sizeof(bint))
+        self.deaths = [0] * lanes
         self.status_fds = <int *>calloc(lanes, sizeof(int))
         self.fds = <int *>calloc(lanes + 2, sizeof(int))
         self.ready = <int *>calloc(lanes + 2, sizeof(int))
@@ -735,6 +736,7 @@ cdef class Segment(Arena):
         """The worker's process is gone without having reached ``exited``."""
         if fp_state_move(fp_line_of(self.at, worker), FP_DEAD) < 0:
             raise DamagedMemoryError(f"the state of worker {worker}")
+        self.deaths[worker] += 1
 
     cdef int check_words(self) except -1:
         """Is what workers write besides their records what the protocol allows? The rest is protected from them."""
@@ -918,9 +920,10 @@ cdef class Segment(Arena):
             heaps.append((load(heap.taken), load(heap.freed), stats.blocks_used, held))
         for i in range(self.lanes):
             lane = fp_lane_of(self.at, i)
-            lanes.append((self.state(i), load(lane.opened), load(lane.closed), _bell_tally(&lane.bell)))
+            killed = self.deaths[i] + (self.state(i) not in ("starting", "exited", "dead"))
+            lanes.append((killed, load(lane.opened), load(lane.closed), _bell_tally(&lane.bell)))
         return {"heaps": heaps, "lanes": lanes, "bell": _bell_tally(&self.at.bell), "silences": self.silences,
-                "functions": self.at.job.spec_offset != 0}
+                "functions": self.at.job.spec_offset != 0, "finished": self.finished == self.number}
 
     # ------------------------------------------------------------ memory
 

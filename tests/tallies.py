@@ -1,27 +1,26 @@
 """What a build with FASTPOOL_DEBUG=1 counts in a segment, compared when that is closed: what was begun was ended.
 
-See ``Segment.tally``. A worker that was killed may have been between an event and its tally, or within a record.
+See ``Segment.tally``. A worker that was killed may have been between an event and its tally, or within a record. A map
+that ended in an error leaves its input in the segment.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-ALIVE = ("starting", "exited")  # what the line of a lane shows that was handed over, or was never used
-
 
 def wrongs(tally: dict[str, Any]) -> list[str]:
     """A line for each pair of counts that do not belong together."""
     if tally.get("damaged"):
         return ["the blocks of a heap make no list"]
-    killed = [int(state not in ALIVE) for state, *_ in tally["lanes"]]
+    killed = [n for n, *_ in tally["lanes"]]
     found = []
     for owner, (taken, freed, used, _) in enumerate(tally["heaps"]):
         slack = killed[owner] if owner < len(killed) else 0
         if not 0 <= used - (taken - freed) <= slack:
             found.append(f"heap {owner}: {taken} blocks taken, {freed} freed, but {used} in use")
     *_, (_, _, used, held) = tally["heaps"]
-    if not any(killed) and used != held + tally["functions"]:
+    if tally["finished"] and used != held + tally["functions"]:
         found.append(f"the parent's heap: {used} blocks in use, {held} held, functions: {tally['functions']}")
     for worker, (_, opened, closed, bell) in enumerate(tally["lanes"]):
         if not 0 <= opened - closed <= killed[worker]:

@@ -78,6 +78,7 @@ ROWS = [
     Row("ftruncate", "EFBIG ENOSPC EPERM", "owner"),
     Row("ftruncate", "EINTR", "owner", "right", lasts=False),
     Row("mmap", "ENOMEM EAGAIN EPERM", "owner"),
+    Row("mprotect", "ENOMEM", "owner worker", "error"),
     Row("madvise", "ENOMEM EINVAL", "owner worker", "right"),
     Row("getrlimit", "EPERM", "owner", "right"),
     Row("sysconf", "EINVAL", "owner worker", "right"),
@@ -128,7 +129,7 @@ ROWS = [
 NOT_REFUSED = {
     "arithmetic": "memcmp memcpy memmove memset strlen strrchr strncmp snprintf vsnprintf __errno_location",
     "never fail": "getpid clock_gettime free _exit sched_yield pthread_self sigaddset sigdelset sigemptyset sigfillset",
-    "fail for wrong arguments only": "pthread_sigmask pthread_mutex_lock pthread_mutex_unlock pthread_once "
+    "fail for wrong arguments only": "pthread_sigmask sigaction pthread_mutex_lock pthread_mutex_unlock pthread_once "
     "pthread_attr_destroy pthread_attr_init pthread_attr_setdetachstate pthread_attr_setstacksize",
     "nothing else can be done": "munmap shm_unlink kill",
     "of the linker": "_ITM_deregisterTMCloneTable _ITM_registerTMCloneTable __cxa_finalize __gmon_start__ "

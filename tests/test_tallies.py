@@ -14,10 +14,11 @@ def whole() -> dict[str, Any]:
     """Of a pool of two whose first worker was killed in a record."""
     return {
         "heaps": [(9, 4, 5, 1), (3, 3, 0, 0), (7, 5, 2, 2)],
-        "lanes": [("running", 20, 19, (3, 3, 2)), ("starting", 8, 8, (0, 0, 0))],
+        "lanes": [(1, 20, 19, (3, 3, 2)), (0, 8, 8, (0, 0, 0))],
         "bell": (4, 8, 4),
         "silences": 0,
         "functions": False,
+        "finished": False,
     }
 
 
@@ -26,8 +27,8 @@ def test_what_is_right() -> None:
 
 
 def ended() -> dict[str, Any]:
-    tally = whole()
-    tally["lanes"] = [("starting", 20, 20, (3, 3, 3)), ("exited", 8, 8, (0, 0, 0))]
+    tally = {**whole(), "finished": True}
+    tally["lanes"] = [(0, 20, 20, (3, 3, 3)), (0, 8, 8, (0, 0, 0))]
     return tally
 
 
@@ -37,9 +38,9 @@ def ended() -> dict[str, Any]:
         ("heaps", [(9, 4, 4, 1), (3, 3, 0, 0), (7, 5, 2, 2)]),
         ("heaps", [(9, 4, 5, 1), (3, 3, 1, 0), (7, 5, 2, 2)]),
         ("heaps", [(9, 4, 5, 1), (3, 3, 0, 0), (7, 5, 2, 1)]),
-        ("lanes", [("starting", 20, 19, (3, 3, 3)), ("exited", 8, 8, (0, 0, 0))]),
-        ("lanes", [("starting", 20, 20, (3, 4, 3)), ("exited", 8, 8, (0, 0, 0))]),
-        ("lanes", [("starting", 20, 20, (3, 2, 3)), ("exited", 8, 8, (0, 0, 0))]),
+        ("lanes", [(0, 20, 19, (3, 3, 3)), (0, 8, 8, (0, 0, 0))]),
+        ("lanes", [(0, 20, 20, (3, 4, 3)), (0, 8, 8, (0, 0, 0))]),
+        ("lanes", [(0, 20, 20, (3, 2, 3)), (0, 8, 8, (0, 0, 0))]),
         ("bell", (4, 9, 4)),
         ("functions", True),
         ("damaged", True),
