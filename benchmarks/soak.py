@@ -284,7 +284,8 @@ def main(arguments: list[str] | None = None) -> int:
             samples.append(measure())
     samples.append(measure())
     print(
-        f"{time.monotonic() - began:.0f} s, seed {given.seed}: " + ", ".join(f"{n} {k}" for k, n in soak.counts.items())
+        f"{time.monotonic() - began:.0f} s, seed {given.seed}: "
+        + ", ".join(f"{soak.counts[k]} {k}" for k in ("maps", "pools", "shots"))
     )
     faults = list(soak.faults)
     for name, grown in growth(samples).items():

@@ -386,7 +386,11 @@ sys.stdin.read()
 @pytest.mark.parametrize("state", ["idle", "asleep in a task", "signals blocked", "with workers of their own"])
 def test_workers_are_gone_when_the_terminal_is_closed(start: Callable[..., Owner], state: str) -> None:
     terminal, its_end = os.openpty()
-    take_terminal = "import fcntl, termios\nfcntl.ioctl(0, termios.TIOCSCTTY, 0)\nmain()"
+    take_terminal = (
+        "import fcntl, termios\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup\n"
+        "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\nmain()"
+    )
     owner = start(script_of(STATES[state], take_terminal), stdin=its_end, start_new_session=True)
     os.close(its_end)
     handles = [os.pidfd_open(pid) for pid in read_workers(owner, 6 if state == "with workers of their own" else 2)]
