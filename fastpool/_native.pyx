@@ -671,7 +671,10 @@ cdef class Segment(Arena):
         cdef sigset_t block
         check(fp_arena_enter(&self.arena), "cannot protect what the pool's owner alone writes")
         check(self.following, "cannot follow the pool's owner")
-        self.wakeup = Wakeup()
+        try:
+            self.wakeup = Wakeup()
+        except OSError:  # no descriptor left: a signal in the moment before a sleep is heard after it
+            self.wakeup = Wakeup.__new__(Wakeup)
         cdef uint64_t word = 0
         cdef int code = fp_read_process(self.owner_pid, self.at.probe, &word, sizeof(word), False)
         store(fp_line_of(self.at, worker).reads_owner, FP_READS_YES if code == 0 and word == FP_MAGIC else FP_READS_NO)

@@ -82,9 +82,9 @@ cdef class Wakeup:
 
     cdef int listen(self) except -2:
         """Before a sleep: run the handlers of signals that are in. Returns what later ones make readable, -1 in a
-        thread that runs no handlers."""
+        thread that runs no handlers, or where there was no descriptor left to be made."""
         PyErr_CheckSignals()
-        if not is_main():
+        if not is_main() or self.fd < 0:
             return -1
         self.users = set_wakeup_fd(self.inlet, warn_on_full_buffer=False)
         self.listening = True
