@@ -207,10 +207,7 @@ class WorkerPool:
             self._supervisor.options,
         )
         with self._exclusively():
-            if self._finalizer is None:
-                self._finalizer = util.Finalize(
-                    self, _finalize, (self._supervisor, self._thread), exitpriority=EXIT_PRIORITY
-                )
+            self._make_finalizer()
             self._supervisor.warn_of_changes(job.functions, stacklevel=2)
             return mapping.run(self._supervisor, job)
 
@@ -281,6 +278,15 @@ class WorkerPool:
             self._supervisor.terminate()
             self._forget_finalizer()
 
+    @uninterrupted
+    def _make_finalizer(self) -> None:
+        """Whole: half a finalizer fails when it is called."""
+        if self._finalizer is None:
+            self._finalizer = util.Finalize(
+                self, _finalize, (self._supervisor, self._thread), exitpriority=EXIT_PRIORITY
+            )
+
+    @uninterrupted
     def _forget_finalizer(self) -> None:
         if self._finalizer is not None:
             self._finalizer.cancel()
