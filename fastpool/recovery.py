@@ -42,8 +42,9 @@ class Death(NamedTuple):
     job: int
     start_method: str
 
-    def error(self, tasks: range, tries: int = 1) -> WorkerDiedError:
-        """The exception that says so."""
+    def error(self, lost: list[range], tries: int = 1) -> WorkerDiedError:
+        """The exception that says so, and names the first of the tasks that it left."""
+        tasks = lost[0] if lost else range(0)
         return WorkerDiedError(self.worker_id, self.pid, self.exitcode, self.state, tasks, self.start_method, tries)
 
 
@@ -77,9 +78,7 @@ class Elimination:
         """The tasks without a result that this worker had claimed, as far as that is clear."""
         parts = [self._units(death)]
         if not death.certain:
-            for shown, certain in self.lines:
-                if certain:
-                    parts = without(parts, shown)
+            parts = without_all(parts, (shown for shown, certain in self.lines if certain))
         return [tasks for units in parts for tasks in self._tasks(units) if tasks]
 
     def _units(self, death: Death) -> range:
@@ -162,7 +161,7 @@ class Recovery:
         return self._given if death.units.start < self.feed.base else []
 
     def _take_back(self, death: Death, lost: list[range]) -> None:
-        logger.warning("%s", death.error(lost[0] if lost else range(0)))
+        logger.warning("%s", death.error(lost))
         if death.certain and death.state == "running" and lost:
             lost = self._blame(death, lost)
         else:
@@ -180,7 +179,7 @@ class Recovery:
         tries = self._tries[task] = self._tries.get(task, 0) + 1
         if tries <= self.retries:
             return lost
-        error = death.error(lost[0], tries)
+        error = death.error(lost, tries)
         if not self.keep_going:
             raise error
         self.collector.fail(task, error)
@@ -194,16 +193,10 @@ class Recovery:
         self._collected = self.collector.collected
         self._in_vain += 1
         if self._in_vain > self.retries:
-            raise death.error(lost[0] if lost else range(0), self._in_vain)
+            raise death.error(lost, self._in_vain)
 
     def give_again(self) -> bool:
-        """Hand out what can be handed out now. Returns whether anything was.
-
-        Raises
-        ------
-        MemoryError
-            There is no room for it, and there never will be.
-        """
+        """Hand out what can be handed out now. Returns whether anything was."""
         before = self.feed.published
         self.feed.give_again()
         while self._waiting or (self.feed.base and self.feed.has_pending):

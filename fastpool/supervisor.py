@@ -84,7 +84,7 @@ class Supervisor:
             if not self.options.keep_alive:
                 self._see_out()
             for death in self.deaths or ():
-                logger.warning("%s", death.error(range(0)))  # all results were there
+                logger.warning("%s", death.error([]))  # all results were there
             self._take_exit_results()
             return results
         except BaseException as error:
@@ -321,7 +321,7 @@ class Supervisor:
         self.segment.declare_dead(worker_id)
         if self.deaths is None:
             lost = Elimination(self.segment, self.collector, self._workers).lost_by(death)
-            raise death.error(lost[0] if lost else range(0))
+            raise death.error(lost)
         self.deaths.append(death)
 
     def settle(self, recovery: Recovery) -> None:
