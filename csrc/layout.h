@@ -68,6 +68,8 @@ typedef struct {
   _Atomic uint64_t total;                         /* units in all, or FP_TOTAL_UNKNOWN */
   _Atomic uint64_t hungry_at;                     /* ring when a claim passes it: feed more */
   _Atomic uint64_t plan;                          /* offset of the fp_plan for array results; 0: none (yet) */
+  uint64_t home;                                  /* before plan: private memory of the parent's, where */
+  uint64_t home_bytes;                            /* a plan for FP_SPACE_OWNER may let workers write */
 } fp_job;
 
 #define FP_FEED_SLOTS 1024 /* chunks fed and not collected: at most this many */
@@ -247,10 +249,12 @@ typedef struct { /* then int64 dims[ndim], int64 strides[ndim] if STRIDED, then 
 /* READ_ONLY: so is the view of shared memory that an argument is */
 enum { FP_ARRAY_FORTRAN = 1, FP_ARRAY_STRIDED = 2, FP_ARRAY_READ_ONLY = 4 };
 
+#define FP_SPACE_OWNER 2 /* names of spaces are odd */
+
 /* Where array results of a map belong: written by the parent before job.plan names it, then constant but for `spoiled`.
  * Task i's result has rows starts[i] ... starts[i + 1] of one array. */
 typedef struct {
-  uint64_t space;     /* 0: this segment */
+  uint64_t space;     /* 0: this segment; FP_SPACE_OWNER: job.home, see fp_write_process */
   uint64_t at;        /* offset of the array's data */
   uint64_t row_bytes; /* of one row */
   uint64_t n_tasks;

@@ -357,6 +357,25 @@ int fp_read_process(int pid, uint64_t address, void *to, uint64_t bytes, int for
 #endif
 }
 
+int fp_write_process(int pid, uint64_t address, const void *from, uint64_t bytes) {
+#ifdef FP_LINUX
+  const unsigned char *at = from;
+  if (!allowed(FP_REFUSE_READ)) return -EPERM;
+  while (bytes) { /* the kernel may stop anywhere */
+    struct iovec local = {(void *)(uintptr_t)at, bytes}, remote = {(void *)(uintptr_t)address, bytes};
+    ssize_t done = process_vm_writev(pid, &local, 1, &remote, 1, 0);
+    if (done <= 0) return done == 0 ? -EFAULT : -errno;
+    at += done;
+    address += (uint64_t)done;
+    bytes -= (uint64_t)done;
+  }
+  return 0;
+#else
+  (void)pid, (void)address, (void)from, (void)bytes;
+  return -ENOSYS;
+#endif
+}
+
 int fp_memory_is_forked(const void *address) {
 #ifdef FP_LINUX
   /* Documentation/admin-guide/mm/pagemap.rst */

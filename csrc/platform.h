@@ -18,7 +18,7 @@ enum {
   FP_REFUSE_PIDFD = 4,
   FP_REFUSE_SIGIO = 8, /* reopening the owner pipe for a signal of its own */
   FP_REFUSE_BARRIER = 16,
-  FP_REFUSE_READ = 32, /* reading another process's memory */
+  FP_REFUSE_READ = 32, /* reading and writing another process's memory */
 };
 void fp_platform_refuse(unsigned mask);
 
@@ -47,6 +47,8 @@ uint64_t fp_page_bytes(void);
  * ("unsharing"): the other process's memory would double, and its large pages be split. Those are read through /proc/PID/mem,
  * which pins nothing and is half as fast. */
 int fp_read_process(int pid, uint64_t address, void *to, uint64_t bytes, int forked);
+/* Copy to the private memory of another process. Refused where reading is. */
+int fp_write_process(int pid, uint64_t address, const void *from, uint64_t bytes);
 /* May a fork share the page at this address? 0: certainly not. */
 int fp_memory_is_forked(const void *address);
 

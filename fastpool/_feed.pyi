@@ -20,10 +20,13 @@ class Feed:
         steady: bool = False,
         may_read: bool = False,
         may_inherit: bool = False,
+        unshare: bool = False,
         base: int = 0,
     ) -> None: ...
     @property
     def outstanding(self) -> int: ...
+    @property
+    def read_forked(self) -> bool: ...
     @property
     def can_publish(self) -> bool: ...
     @property

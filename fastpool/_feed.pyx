@@ -175,6 +175,7 @@ cdef class BufferEncoder(Encoder):
         """Leave shared memory, and large memory of a caller who waits, where they are; copy other large buffers."""
         cdef const Space *space = space_of(data, size)
         cdef uint64_t offset = 0
+        cdef bint forked
         if space is not NULL and space.public:
             refer(buffer, FP_IN_SPACE, space, data)
         elif size < LARGE_BYTES:
@@ -184,7 +185,9 @@ cdef class BufferEncoder(Encoder):
         elif self.steady and self.may_inherit and not self.fresh and space is NULL and is_private(keep):
             refer(buffer, FP_BORN_WITH, NULL, data)
         elif self.steady and self.may_read:
-            refer(buffer, FP_IN_FORKED if memory_is_forked(data) else FP_IN_OWNER, NULL, data)
+            forked = not self.unshare and memory_is_forked(data)
+            self.read_forked |= forked
+            refer(buffer, FP_IN_FORKED if forked else FP_IN_OWNER, NULL, data)
         elif copy_to_block(self.segment.at, self.segment.lanes, data, size, &offset):
             buffer.where = FP_IN_BLOCK
             buffer.at = offset
@@ -236,12 +239,15 @@ cdef class Feed:
         All workers can read this process's memory.
     may_inherit : bool
         Workers that cannot will be forked during this map.
+    unshare : bool
+        Memory that forks share may become this process's alone, so that it is read at full speed (see
+        ``fp_read_process``).
     base : int
         Units before this one are tasks of a range: chunks are only what dead workers left of these.
     """
 
     def __cinit__(self, Segment segment, iterable, limit, serializer, bint steady=False, bint may_read=False,
-                  bint may_inherit=False, uint64_t base=0):
+                  bint may_inherit=False, bint unshare=False, uint64_t base=0):
         self.segment = segment
         self.base = self.published = self.oldest = base
         self.encoder = BufferEncoder(segment)
@@ -250,6 +256,7 @@ cdef class Feed:
         self.encoder.steady = steady
         self.encoder.may_read = may_read
         self.encoder.may_inherit = may_inherit
+        self.encoder.unshare = unshare
         self.iterator = iter(iterable)
         self.plain = iterable if type(iterable) is list else None
         self.quick = type(iterable) in (list, tuple, range)
@@ -272,6 +279,11 @@ cdef class Feed:
     def outstanding(self) -> int:
         """Chunks published and not wholly collected."""
         return self.published - self.oldest
+
+    @property
+    def read_forked(self) -> bool:
+        """Was memory that forks share left for workers to read, which takes twice as long?"""
+        return self.encoder.read_forked
 
     @property
     def can_publish(self) -> bool:

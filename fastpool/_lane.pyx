@@ -44,10 +44,13 @@ cdef class LaneEncoder(Encoder):
         if offset == 0:
             return 0
         self.plan = Plan(self.segment, offset)
+        nursery.place_taken = False
+        nursery.wanted = 0
+        if self.plan.data is NULL:
+            return 0
         first = self.plan.starts[task]
         nursery.place = self.plan.data + first * self.plan.at.row_bytes
-        nursery.place_taken = False
-        nursery.wanted = (self.plan.starts[task + 1] - first) * self.plan.at.row_bytes
+        nursery.wanted = self.plan.rows_of(task) * self.plan.at.row_bytes
         self.whole = self.plan.data
         self.whole_bytes = self.plan.starts[self.plan.at.n_tasks] * self.plan.at.row_bytes
         if nursery.wanted >= KEEP_BYTES and not self.is_mapped(self.whole, self.whole_bytes) \
@@ -91,18 +94,15 @@ cdef class LaneEncoder(Encoder):
 
     cdef bint put_in_place(self, object array) except -1:
         """Commit an array that is, or can be put, where the plan wants it."""
-        cdef object place = self.plan.array_of(self.number)
         cdef unsigned char *at
-        if array.shape != place.shape or array.dtype != place.dtype or load(self.plan.at.spoiled):
+        if not self.plan.takes(self.number, array) or load(self.plan.at.spoiled):
             return False
         if nursery.place_taken and sole_memory(array) == nursery.place:
             if array_data(array) != nursery.place or not array.flags.c_contiguous:
-                place[...] = array  # it lies there in another order
+                self.plan.put(self.number, array)  # it lies there in another order
             nursery.given = nursery.place
-        elif array_data(array) == nursery.place:
+        elif array_data(array) == nursery.place or not self.plan.put(self.number, array):
             return False
-        else:
-            place[...] = array
         at = self.room(FP_KIND_PLACED, 0)
         self.commit(at)
         return True

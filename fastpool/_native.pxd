@@ -90,6 +90,8 @@ cdef extern from "layout.h" nogil:
         uint64_t total
         uint64_t hungry_at
         uint64_t plan
+        uint64_t home
+        uint64_t home_bytes
 
     ctypedef struct fp_feed_slot:
         uint64_t offset
@@ -185,6 +187,7 @@ cdef extern from "layout.h" nogil:
         uint32_t ndim
         uint32_t flags
 
+    const uint64_t FP_SPACE_OWNER
     ctypedef struct fp_plan:
         uint64_t space
         uint64_t at
@@ -455,6 +458,7 @@ cdef int reader_look(fp_reader *reader, fp_view *view) noexcept nogil
 cdef int reader_take(fp_reader *reader, uint32_t count, uint32_t bytes) noexcept nogil
 cdef void lane_reset(fp_reader *reader) noexcept nogil
 cdef int read_process(int pid, uint64_t address, void *to, uint64_t bytes, bint forked) noexcept nogil
+cdef int write_process(int pid, uint64_t address, const void *data, uint64_t bytes) noexcept nogil
 cdef bint memory_is_forked(const void *address) noexcept nogil
 cdef void memory_expect(void *address, uint64_t bytes) noexcept nogil
 cdef int heap_adopt(fp_segment *segment, uint32_t owner) noexcept nogil

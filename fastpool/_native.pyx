@@ -37,6 +37,7 @@ cdef extern from "platform.h" nogil:
     int fp_fork()
     void fp_memory_expect(void *address, uint64_t bytes)
     int fp_read_process(int pid, uint64_t address, void *to, uint64_t bytes, int forked)
+    int fp_write_process(int pid, uint64_t address, const void *data, uint64_t bytes)
     int fp_memory_is_forked(const void *address)
     void fp_platform_refuse(unsigned mask)
 
@@ -182,6 +183,9 @@ cdef void lane_reset(fp_reader *reader) noexcept nogil:
 
 cdef int read_process(int pid, uint64_t address, void *to, uint64_t bytes, bint forked) noexcept nogil:
     return fp_read_process(pid, address, to, bytes, forked)
+
+cdef int write_process(int pid, uint64_t address, const void *data, uint64_t bytes) noexcept nogil:
+    return fp_write_process(pid, address, data, bytes)
 
 cdef bint memory_is_forked(const void *address) noexcept nogil:
     return fp_memory_is_forked(address)
@@ -855,6 +859,7 @@ cdef class Segment(Arena):
         if spec_blob is not None:
             self._place_spec(spec_blob)
         store(job.plan, 0)
+        job.home = job.home_bytes = 0
         self.number = number
         fp_gate_open(self.at)
         return number
@@ -946,6 +951,8 @@ cdef class Segment(Arena):
             "job": (self._offset(&self.at.job), sizeof(fp_job)),
             "feed": (self._offset(fp_feed_of(self.at, 0)), FP_FEED_SLOTS * sizeof(fp_feed_slot)),
         }
+        if load(self.at.job.plan):
+            found["plan"] = load(self.at.job.plan), sizeof(fp_plan)
         for i in range(self.lanes + 1):
             heap = fp_heap_of(self.at, i)
             found[f"heap {i}"] = self._offset(heap), sizeof(fp_heap)

@@ -3,8 +3,13 @@
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
 
-from fastpool._native cimport Segment, SharedBlock, Space, demand_space, fp_at, fp_plan, load, poke, space_of, store
+from fastpool._native cimport (
+    FP_SPACE_OWNER, Segment, SharedBlock, Space, demand_space, fp_at, fp_job, fp_plan, load, poke, space_of, store,
+    write_process,
+)
 from fastpool._packed cimport array_data, dtype_bytes, dtype_from, native_type, view_of
+
+import numpy
 
 
 def make_plan(Segment segment, array, starts) -> SharedBlock | None:
@@ -14,7 +19,8 @@ def make_plan(Segment segment, array, starts) -> SharedBlock | None:
     ----------
     segment : Segment
     array : numpy.ndarray
-        The whole result, C-contiguous, in memory of the segment or in public shared memory.
+        The whole result, C-contiguous: in memory of the segment, in public shared memory, or in private memory, which
+        workers write to as the system lets them write to another process's.
     starts : list of int
         Rows with which the results of the tasks begin, and the number of rows.
 
@@ -31,8 +37,14 @@ def make_plan(Segment segment, array, starts) -> SharedBlock | None:
     if block is None:
         return None
     cdef fp_plan *plan = <fp_plan *>fp_at(segment.at, block.offset)
-    plan.space = 0 if space.ident == segment.ident else space.ident
-    plan.at = <uint64_t>(<unsigned char *>array_data(array) - space.base)
+    if space is NULL:
+        plan.space = FP_SPACE_OWNER
+        plan.at = 0
+        segment.at.job.home = <uint64_t><size_t>array_data(array)
+        segment.at.job.home_bytes = array.nbytes
+    else:
+        plan.space = 0 if space.ident == segment.ident else space.ident
+        plan.at = <uint64_t>(<unsigned char *>array_data(array) - space.base)
     plan.row_bytes = array.nbytes // max(1, array.shape[0])
     plan.n_tasks = n - 1
     poke(plan.spoiled, 0)
@@ -67,7 +79,10 @@ cdef class Plan:
         cdef fp_plan *at = <fp_plan *>fp_at(segment.at, offset)
         cdef const int64_t *dims = <const int64_t *>(at + 1)
         self.at = at
-        if at.space:
+        self.segment = segment
+        if at.space == FP_SPACE_OWNER:
+            self.data = NULL
+        elif at.space:
             self.data = demand_space(at.space).base + at.at
         else:
             self.data = <unsigned char *>fp_at(segment.at, at.at)
@@ -76,8 +91,28 @@ cdef class Plan:
         pickled = (<const char *>(self.starts + at.n_tasks + 1))[:at.dtype_bytes]
         self.dtype = dtype_from(at.type, pickled)
 
-    cdef object array_of(self, uint64_t task):
-        """The task's part of the array."""
+    cdef uint64_t rows_of(self, uint64_t task) noexcept:
+        """Rows of the task's part of the array."""
+        return self.starts[task + 1] - self.starts[task]
+
+    cdef bint takes(self, uint64_t task, object array) except -1:
+        """Is this what the task's part of the array is like?"""
+        return array.shape == (self.rows_of(task),) + self.row_shape and array.dtype == self.dtype
+
+    cdef bint put(self, uint64_t task, object array) except -1:
+        """Copy an array that is like it to the task's part. False: this process may not write there."""
         cdef uint64_t first = self.starts[task]
-        return view_of(self.data + first * self.at.row_bytes, (self.starts[task + 1] - first,) + self.row_shape,
-                       self.dtype)
+        if self.data is NULL:
+            return self.send(first, numpy.ascontiguousarray(array))
+        place = view_of(self.data + first * self.at.row_bytes, array.shape, self.dtype)
+        place[...] = array
+        return True
+
+    cdef bint send(self, uint64_t first, object array) except -1:
+        """The same, into the owner's private memory. Where that is, only the owner can have said."""
+        cdef const fp_job *job = &self.segment.at.job
+        cdef uint64_t size = array.nbytes
+        cdef uint64_t at = first * self.at.row_bytes
+        if at > job.home_bytes or size > job.home_bytes - at:
+            return False
+        return write_process(self.segment.owner_pid, job.home + at, array_data(array), size) == 0

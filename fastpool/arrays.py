@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy
@@ -163,6 +163,8 @@ class Joiner:
     slices : Slices
     out : numpy.ndarray or None
         What the results are to be written into.
+    reach : callable
+        Asked when a new array is made: can workers write to this process's private memory, and should they?
     expected : RowKind or None
         What results will probably be like: the plan is made at once.
     in_place : bool
@@ -174,6 +176,7 @@ class Joiner:
         segment: Segment,
         slices: Slices,
         out: Array | None,
+        reach: Callable[[], bool],
         expected: RowKind | None = None,
         in_place: bool = True,
     ) -> None:
@@ -183,6 +186,7 @@ class Joiner:
         self.whole: Array | None = None
         self.plan: SharedBlock | None = None
         self.considered = not in_place
+        self.reach = reach
         if out is not None and self._takes_results(out):
             self._use(out)
         elif expected is not None and in_place:
@@ -212,9 +216,12 @@ class Joiner:
 
     def _plan_for(self, kind: RowKind) -> None:
         nbytes = kind.dtype.itemsize * math.prod(kind.shape) * self.rows
-        if nbytes < LEAST_PLANNED or (block := self.segment.allocate(nbytes, keep_reserve=True)) is None:
+        if nbytes < LEAST_PLANNED:
             return
-        self._use(numpy.ndarray((self.rows, *kind.shape), kind.dtype, buffer=block))  # type: ignore[arg-type]
+        if self.reach():
+            self._use(numpy.empty((self.rows, *kind.shape), kind.dtype))
+        elif (block := self.segment.allocate(nbytes, keep_reserve=True)) is not None:
+            self._use(numpy.ndarray((self.rows, *kind.shape), kind.dtype, buffer=block))  # type: ignore[arg-type]
 
     @property
     def found(self) -> RowKind | None:

@@ -28,6 +28,10 @@ def run(supervisor: Supervisor, job: MapJob) -> Any:
     return supervisor.map_call(job.functions, job.outlives_workers, lambda: MapRun(supervisor, job).results())
 
 
+def _nobody() -> bool:
+    return False
+
+
 class MapRun:
     """One map call: publishing, feeding, collecting, to the list of results."""
 
@@ -78,21 +82,23 @@ class MapRun:
         return results if self.joiner is None else self._join(self.joiner, results)
 
     @property
-    def _input_kind(self) -> tuple[Any, ...]:
-        """Results of the same functions for chunks of this kind are probably alike."""
+    def _input_rows(self) -> RowKind:
         assert isinstance(self.job.iterable, Slices)
         array = self.job.iterable.array
-        return self.supervisor.version, array.dtype, array.shape[1:]
+        return RowKind(array.dtype, array.shape[1:])
 
     @property
     def _expected_rows(self) -> RowKind | None:
-        seen, found = self.supervisor.last_array_map
-        return found if seen == self._input_kind else None
+        """Results of the same function for the same kind of rows are probably alike."""
+        function, rows, found = self.supervisor.last_array_map
+        return found if function is self.job.functions.task and rows == self._input_rows else None
 
     def _join(self, joiner: Joiner, results: list[Any]) -> Any:
+        if self.feed is not None and self.feed.read_forked:
+            self.supervisor.note_forked(joiner.slices.array)
         if joiner.is_spoiled:
             self.supervisor.keep_until_workers_end(joiner.whole)  # once: memory that cannot be used again
-        self.supervisor.last_array_map = self._input_kind, joiner.found
+        self.supervisor.last_array_map = self.job.functions.task, self._input_rows, joiner.found
         return joiner.join(results)
 
     def _is_little(self) -> bool:
@@ -150,7 +156,11 @@ class MapRun:
         if job.join:
             assert isinstance(job.iterable, Slices)
             in_place = self.supervisor.keeps_places != self.supervisor.version
-            self.joiner = Joiner(self.segment, job.iterable, job.out, self._expected_rows, in_place)
+            expected = self._expected_rows
+            # Shared memory is worth its first touch where the next map, and workers that have it mapped, use it again.
+            is_shared = options.keep_alive and expected is not None
+            reach = _nobody if is_shared else self.supervisor.reach
+            self.joiner = Joiner(self.segment, job.iterable, job.out, reach, expected, in_place)
         return size
 
     def _make_feed(self) -> Feed:
@@ -163,8 +173,9 @@ class MapRun:
         steady = type(job.iterable) in (list, tuple, Slices)
         if isinstance(job.iterable, Slices) and (may_read or may_inherit or is_public(job.iterable.array)):
             self.schedule.ahead = len(job.iterable)  # chunks are no more than where they are
+        unshare = isinstance(job.iterable, Slices) and self.supervisor.pays_to_unshare(job.iterable.array)
         serializer = self.supervisor.serializer
-        return Feed(self.segment, job.iterable, job.limit, serializer, steady, may_read, may_inherit)
+        return Feed(self.segment, job.iterable, job.limit, serializer, steady, may_read, may_inherit, unshare)
 
     def _make_recovery(self) -> Recovery:
         job, values, feed = self.job, range(0), self.feed

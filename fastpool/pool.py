@@ -168,8 +168,8 @@ class WorkerPool:
         -------
         list or numpy.ndarray
             ``func``'s results, in the order of the input; of a map over an array, one array, or `out`. Arrays of 1 MB
-            and more lie in shared memory, which is used again when they are gone; a fork of this process, a worker too,
-            that writes to such an array writes to the very array.
+            and more may lie in shared memory, which is used again when they are gone; a fork of this process, a worker
+            too, that writes to such an array writes to the very array.
 
         Raises
         ------

@@ -21,7 +21,7 @@ from fastpool.arrays import public_spaces, shared_memory
 from fastpool.definition import Definition, same_defaults
 from fastpool.errors import SerializationError
 from fastpool.functions import Function, Functions, name_of
-from fastpool.machine import cpu_count
+from fastpool.machine import cpu_count, memory_bytes
 from fastpool.options import PoolOptions
 from fastpool.process import WORKERS, WorkerProcess, bury_unknown
 from fastpool.recovery import Death, Elimination, Recovery
@@ -31,6 +31,7 @@ logger = logging.getLogger("fastpool")
 
 RING_BYTES = 1 << 20  # of each worker's results: some milliseconds of small ones, so that the parent may come late
 LOOK_SECONDS = 0.02
+SLOW_READS = 4  # of memory that forks share, each 0.4 of what it takes to make it the owner's alone
 
 
 class Supervisor:
@@ -56,7 +57,7 @@ class Supervisor:
         self._workers: dict[int, WorkerProcess] = {}
         self._leaving: list[WorkerProcess] = []  # have written their last word, not yet waited for
         self.deaths: list[Death] | None = None  # that the map outlives, and has not looked at; None: it does not
-        self.last_array_map: tuple[Any, Any] = (None, None)  # what its input was like, and its results
+        self.last_array_map: tuple[Any, Any, Any] = (None, None, None)  # its function, its input's rows, its results'
         self._in_use_by_workers: list[Any] = []
         self.keeps_places = -1  # version of functions that leave objects of theirs where results belong
         self._functions: Functions | None = None
@@ -67,6 +68,8 @@ class Supervisor:
         self._version = 0
         self._blob: bytes | None = None
         self._shared: spawning.Packed | None = None  # for workers that are no forks
+        self._could_read = False
+        self._forked: tuple[Any, int] = (None, 0)  # memory that was read in the slow way: address and bytes; how often
         self._next_look = 0.0  # at the process handles, when results keep the parent from sleeping
 
     # ---------------------------------------------------------------- the map
@@ -226,7 +229,26 @@ class Supervisor:
         """Can the living workers read this process's memory? That is up to the system: one speaks for those that are
         still coming up. None: there is nobody to tell."""
         answers = {self.segment.reads_owner(worker_id) for worker_id in self._workers}
-        return None if not answers else answers <= {True, None} and True in answers
+        if not answers:
+            return None
+        self._could_read = answers <= {True, None} and True in answers
+        return self._could_read
+
+    def reach(self) -> bool:
+        """Can workers read, and write, this process's memory? Of those that lived last, where nobody does."""
+        return self._could_read if self.can_read is None else self.can_read is True
+
+    def note_forked(self, array: Any) -> None:
+        """Workers have read this array in the slow way, because they share its memory since their fork."""
+        where = array.ctypes.data, array.nbytes
+        seen, times = self._forked
+        self._forked = (where, times + 1 if seen == where else 1)
+
+    def pays_to_unshare(self, array: Any) -> bool:
+        """Has this memory been read in the slow way so often that a copy of it, once and for good, would have been
+        paid for? (The workers keep the pages they share until they end.)"""
+        seen, times = self._forked
+        return times >= SLOW_READS and seen == (array.ctypes.data, array.nbytes) and array.nbytes <= memory_bytes() // 8
 
     @property
     def all_idle(self) -> bool:

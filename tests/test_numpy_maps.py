@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from damage import own_segment, write_word
 from test_arrays import identical, reading  # noqa: F401  (a fixture)
 
 import fastpool
 from fastpool import WorkerPool, _native
-from fastpool._native import SharedBlock
 from fastpool.arrays import cut
+from fastpool.supervisor import SLOW_READS
 
 LARGE = 1_000_003  # rows of 8 bytes: more than fit into one chunk each, and no multiple of anything
 REFUSE_READ = 32
@@ -133,14 +134,49 @@ def test_a_shared_input_is_written_to() -> None:
         assert not shared.any()
 
 
-def test_large_results_are_written_in_place_by_workers() -> None:
+@pytest.mark.parametrize("keep_alive", [False, True], ids=["fresh", "kept"])
+def test_large_results_are_written_in_place_by_workers(reading: str, keep_alive: bool) -> None:  # noqa: F811
+    """Workers that come back write into warm shared memory, others into the caller's own, where they can."""
+    array = np.arange(3.0 * LARGE)
+    results = []
+    with WorkerPool(n_jobs=2, keep_alive=keep_alive) as pool:
+        for _ in range(4):
+            results.append(pool.map(np.sqrt, array))
+        assert pool._supervisor.collector.placed == len(cut(3 * LARGE, array.nbytes, 2, None, None)) - 1
+        reaches = pool._supervisor.reach()
+    assert reaches == (reading == "read by workers" and not _native.is_posix())
+    assert (results[0].base is None) == reaches
+    assert (results[-1].base is None) == (reaches and not keep_alive)
+    for result in results:  # the pool is gone
+        assert (result == np.sqrt(array)).all()
+        result += 1
+
+
+def move_the_plan(chunk: Any) -> Any:
+    """Damage: results belong far behind the whole."""
+    if "plan" in own_segment().areas():
+        write_word("plan", 16, 1 << 40)  # row_bytes
+    return np.sqrt(chunk)
+
+
+def test_workers_write_nowhere_but_into_the_result() -> None:
+    array = np.arange(3.0 * LARGE)
+    with WorkerPool(n_jobs=2) as pool:
+        for _ in range(2):
+            assert (pool.map(move_the_plan, array) == np.sqrt(array)).all()
+
+
+def test_an_array_that_workers_share_since_their_fork_is_made_the_callers_alone() -> None:
+    """When it was read in the slow way some times. Whatever the caller writes between maps is seen."""
+    array = np.arange(float(LARGE))
     with WorkerPool(n_jobs=2, keep_alive=True) as pool:
-        for _ in range(3):
-            result = pool.map(np.sqrt, np.arange(3.0 * LARGE))
-            assert type(result.base) is SharedBlock
-        assert pool._supervisor.collector.placed == len(cut(3 * LARGE, 3 * LARGE * 8, 2, None, None)) - 1
-    assert (result == np.sqrt(np.arange(3.0 * LARGE))).all()  # the pool is gone
-    result += 1
+        pool.map(len, ["ab"] * 100)  # forks, which share the array's pages
+        supervisor = pool._supervisor
+        for turn in range(2 * SLOW_READS):
+            array[turn] = -1
+            assert (pool.map(np.negative, array) == -array).all()
+            times = turn + 1 if supervisor.reach() else 0
+            assert supervisor._forked[1] == min(times, SLOW_READS)
 
 
 def test_the_memory_of_results_is_used_again() -> None:

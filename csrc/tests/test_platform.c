@@ -576,7 +576,12 @@ static void test_read_process(void) {
       if (fp_read_process(owner, 8, copy, 8, forked) != -EFAULT) _exit(3);
       if (fp_read_process(owner, 8, copy, 0, forked) != 0) _exit(4);
     }
+    copy[1] = 7;
+    if (fp_write_process(owner, (uint64_t)(uintptr_t)(words + 1), copy + 1, 8) != 0 || words[1] != 2)
+      _exit(7);
+    if (fp_write_process(owner, 8, copy, 8) != -EFAULT || fp_write_process(owner, 8, copy, 0) != 0) _exit(8);
     fp_platform_refuse(FP_REFUSE_READ);
+    if (fp_write_process(owner, (uint64_t)(uintptr_t)words, copy, 8) != -EPERM) _exit(9);
     _exit(fp_read_process(owner, (uint64_t)(uintptr_t)words, copy, sizeof copy, 0) == -EPERM ? 0 : 5);
   }
   words[0] = 9;
@@ -586,6 +591,7 @@ static void test_read_process(void) {
   CHECK_EQ(WEXITSTATUS(status), 77);
 #else
   CHECK(WIFEXITED(status) && (WEXITSTATUS(status) == 0 || WEXITSTATUS(status) == 77));
+  if (WEXITSTATUS(status) == 0) CHECK(words[0] == 9 && words[1] == 7 && words[2] == 3);
 #endif
   close(pipe_fds[0]);
   close(pipe_fds[1]);
