@@ -6,7 +6,7 @@ import math
 import operator
 import sys
 from collections.abc import Iterable, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy
@@ -47,6 +47,10 @@ class MapJob:
         A failed task's exception is its result, and the map goes on.
     retries : int
         How often a task whose worker died is given to another one.
+    lazy : bool
+        Results are handed out one by one while the map runs.
+    ordered : bool
+        In the order of the input, not as they come.
     """
 
     functions: Functions
@@ -60,6 +64,8 @@ class MapJob:
     out: Array | None = None
     return_exceptions: bool = False
     retries: int = 0
+    lazy: bool = False
+    ordered: bool = True
 
     @property
     def outlives_workers(self) -> bool:
@@ -81,6 +87,7 @@ class MapJob:
 
 
 def make_map_job(
+    options: PoolOptions,
     func: Function,
     iterable_of_args: Iterable[Any],
     iterable_len: int | None,
@@ -90,13 +97,22 @@ def make_map_job(
     worker_lifespan: int | None,
     worker_init: Function | None,
     worker_exit: Function | None,
-    concatenate_numpy_output: bool,
-    out: Array | None,
+    progress_bar: bool,
+    task_timeout: float | None,
+    worker_init_timeout: float | None,
+    worker_exit_timeout: float | None,
+    progress_bar_options: dict[str, Any] | None,
+    progress_bar_style: str | None,
     return_exceptions: bool,
     retries: int,
-    options: PoolOptions,
+    always_exit: bool,
+    concatenate_numpy_output: bool = False,
+    out: Array | None = None,
+    *,
+    lazy: bool,
+    ordered: bool,
 ) -> MapJob:
-    """Check the arguments of a map.
+    """Check the arguments of a map, which :class:`fastpool.WorkerPool` documents.
 
     Raises
     ------
@@ -109,39 +125,42 @@ def make_map_job(
     if not isinstance(iterable_of_args, Iterable) and not hasattr(iterable_of_args, "__getitem__"):
         raise TypeError(f"iterable_of_args must be an iterable, not {type(iterable_of_args).__name__}")
     iterable_len = check_int("iterable_len", iterable_len, least=0)
-    max_tasks_active = check_int("max_tasks_active", max_tasks_active, least=1)
     n_splits = check_int("n_splits", n_splits, least=1)
     worker_lifespan = check_int("worker_lifespan", worker_lifespan, least=1)
     chunk_size = _check_chunk_size(chunk_size)
-    for name, value in (
-        ("concatenate_numpy_output", concatenate_numpy_output),
-        ("return_exceptions", return_exceptions),
-    ):
+    flags = {"concatenate_numpy_output": concatenate_numpy_output, "return_exceptions": return_exceptions}
+    for name, value in flags.items():
         if not isinstance(value, bool):
             raise TypeError(f"{name} must be a bool, not {type(value).__name__}")
     if retries is None:
         raise TypeError("retries must be an int, not NoneType")
-    retries = check_int("retries", retries, least=0) or 0
     _check_out(out, iterable_of_args, concatenate_numpy_output, return_exceptions)
-    functions = Functions(func, worker_init, worker_exit)
-    lifespan = None if worker_lifespan is None else min(worker_lifespan, MOST_UNITS)
+    job = MapJob(
+        functions=Functions(func, worker_init, worker_exit),
+        iterable=iterable_of_args,
+        length=None,
+        limit=iterable_len,
+        chunk_size=chunk_size,
+        max_tasks_active=check_int("max_tasks_active", max_tasks_active, least=1),
+        worker_lifespan=None if worker_lifespan is None else min(worker_lifespan, MOST_UNITS),
+        return_exceptions=return_exceptions,
+        retries=check_int("retries", retries, least=0) or 0,
+        lazy=lazy,
+        ordered=ordered,
+    )
     if isinstance(iterable_of_args, numpy.ndarray):
         slices = _slices(iterable_of_args[:iterable_len], options, chunk_size, n_splits)
-        return MapJob(
-            functions,
-            slices,
-            len(slices),
-            None,
-            1.0,
-            max_tasks_active,
-            lifespan,
-            concatenate_numpy_output,
-            out,
-            return_exceptions,
-            retries,
+        return replace(
+            job,
+            iterable=slices,
+            length=len(slices),
+            limit=None,
+            chunk_size=1.0,
+            join=concatenate_numpy_output,
+            out=out,
         )
     length = _length(iterable_of_args, iterable_len)
-    if type(iterable_of_args) is range and length is not None and length > MOST_RESULTS:
+    if not lazy and type(iterable_of_args) is range and length is not None and length > MOST_RESULTS:
         raise ValueError(
             f"iterable_of_args has more elements than a list has places ({MOST_RESULTS}): give iterable_len"
         )
@@ -149,17 +168,7 @@ def make_map_job(
         if length is None:
             raise ValueError("n_splits needs a known number of tasks: give iterable_len, or an iterable with a length")
         chunk_size = MOST_UNITS if length // n_splits > MOST_UNITS else max(1.0, length / n_splits)
-    return MapJob(
-        functions=functions,
-        iterable=iterable_of_args,
-        length=length,
-        limit=iterable_len,
-        chunk_size=chunk_size,
-        max_tasks_active=max_tasks_active,
-        worker_lifespan=lifespan,
-        return_exceptions=return_exceptions,
-        retries=retries,
-    )
+    return replace(job, length=length, chunk_size=chunk_size)
 
 
 def _slices(array: Array, options: PoolOptions, chunk_size: float | None, n_splits: int | None) -> Slices:

@@ -109,13 +109,20 @@ class WorkerPool:
         chunk_size: float | None = None,
         n_splits: int | None = None,
         worker_lifespan: int | None = None,
-        *,
+        progress_bar: bool = False,
         concatenate_numpy_output: bool = True,
         worker_init: Callable[..., Any] | None = None,
         worker_exit: Callable[..., Any] | None = None,
+        task_timeout: float | None = None,
+        worker_init_timeout: float | None = None,
+        worker_exit_timeout: float | None = None,
+        progress_bar_options: dict[str, Any] | None = None,
+        progress_bar_style: str | None = None,
+        *,
         out: numpy.ndarray[Any, Any] | None = None,
         return_exceptions: bool = False,
         retries: int = 0,
+        always_exit: bool = False,
     ) -> Any:
         """Call a function with each element of an input, in the workers, and return the results in order.
 
@@ -190,26 +197,152 @@ class WorkerPool:
         TypeError, ValueError
             A parameter has a wrong type or value; no worker was started.
         """
-        job = make_map_job(
-            func,
-            iterable_of_args,
-            iterable_len,
-            max_tasks_active,
-            chunk_size,
-            n_splits,
-            worker_lifespan,
-            worker_init,
-            worker_exit,
-            concatenate_numpy_output,
-            out,
-            return_exceptions,
-            retries,
-            self._supervisor.options,
-        )
+        return self._map(_given(locals()), ordered=True)
+
+    def map_unordered(
+        self,
+        func: Callable[..., Any],
+        iterable_of_args: Iterable[Any],
+        iterable_len: int | None = None,
+        max_tasks_active: int | None = None,
+        chunk_size: float | None = None,
+        n_splits: int | None = None,
+        worker_lifespan: int | None = None,
+        progress_bar: bool = False,
+        worker_init: Callable[..., Any] | None = None,
+        worker_exit: Callable[..., Any] | None = None,
+        task_timeout: float | None = None,
+        worker_init_timeout: float | None = None,
+        worker_exit_timeout: float | None = None,
+        progress_bar_options: dict[str, Any] | None = None,
+        progress_bar_style: str | None = None,
+        *,
+        return_exceptions: bool = False,
+        retries: int = 0,
+        always_exit: bool = False,
+    ) -> list[Any]:
+        """:meth:`map`, with the results in the order in which they came.
+
+        Parameters
+        ----------
+        func, iterable_of_args, and all others
+            As in :meth:`map`.
+
+        Returns
+        -------
+        list
+            Of a map over an array too, whose results are not joined.
+
+        Raises
+        ------
+        Exception
+            As :meth:`map`.
+        """
+        return self._map(_given(locals()), ordered=False)  # type: ignore[no-any-return]
+
+    def imap(
+        self,
+        func: Callable[..., Any],
+        iterable_of_args: Iterable[Any],
+        iterable_len: int | None = None,
+        max_tasks_active: int | None = None,
+        chunk_size: float | None = None,
+        n_splits: int | None = None,
+        worker_lifespan: int | None = None,
+        progress_bar: bool = False,
+        worker_init: Callable[..., Any] | None = None,
+        worker_exit: Callable[..., Any] | None = None,
+        task_timeout: float | None = None,
+        worker_init_timeout: float | None = None,
+        worker_exit_timeout: float | None = None,
+        progress_bar_options: dict[str, Any] | None = None,
+        progress_bar_style: str | None = None,
+        *,
+        return_exceptions: bool = False,
+        retries: int = 0,
+        always_exit: bool = False,
+    ) -> Iterator[Any]:
+        """A generator of :meth:`map`'s results, in the order of the input, each as soon as it and those before it are
+        there.
+
+        The parameters are checked at once; workers start with the first ``next``. While the generator is not asked for
+        a result the input is not read on, and workers go on as far as `max_tasks_active` and shared memory let them.
+        With `max_tasks_active` the memory it takes does not depend on the length of the input.
+
+        The generator may be left at any time (``break``, ``close``): what is not begun is not done then. Tasks that run
+        go on to their end, and the pool's next map waits for that; :meth:`terminate` does not. While the generator is
+        neither exhausted nor closed the pool takes no other map.
+
+        Parameters
+        ----------
+        func, iterable_of_args, and all others
+            As in :meth:`map`.
+
+        Returns
+        -------
+        generator
+
+        Raises
+        ------
+        TypeError, ValueError
+            A parameter has a wrong type or value.
+        Exception
+            From ``next``: as :meth:`map`; a StopIteration of a task as the cause of a RuntimeError.
+        """
+        return self._imap(_given(locals()), ordered=True)
+
+    def imap_unordered(
+        self,
+        func: Callable[..., Any],
+        iterable_of_args: Iterable[Any],
+        iterable_len: int | None = None,
+        max_tasks_active: int | None = None,
+        chunk_size: float | None = None,
+        n_splits: int | None = None,
+        worker_lifespan: int | None = None,
+        progress_bar: bool = False,
+        worker_init: Callable[..., Any] | None = None,
+        worker_exit: Callable[..., Any] | None = None,
+        task_timeout: float | None = None,
+        worker_init_timeout: float | None = None,
+        worker_exit_timeout: float | None = None,
+        progress_bar_options: dict[str, Any] | None = None,
+        progress_bar_style: str | None = None,
+        *,
+        return_exceptions: bool = False,
+        retries: int = 0,
+        always_exit: bool = False,
+    ) -> Iterator[Any]:
+        """:meth:`imap`, with each result as soon as it is there.
+
+        Parameters
+        ----------
+        func, iterable_of_args, and all others
+            As in :meth:`map`.
+
+        Returns
+        -------
+        generator
+
+        Raises
+        ------
+        TypeError, ValueError
+            A parameter has a wrong type or value.
+        Exception
+            From ``next``, as :meth:`imap`.
+        """
+        return self._imap(_given(locals()), ordered=False)
+
+    def _map(self, given: dict[str, Any], ordered: bool) -> Any:
+        job = make_map_job(self._supervisor.options, lazy=False, ordered=ordered, **given)
         with self._exclusively():
             self._make_finalizer()
-            self._supervisor.warn_of_changes(job.functions, stacklevel=2)
+            self._supervisor.warn_of_changes(job.functions, stacklevel=3)
             return mapping.run(self._supervisor, job)
+
+    def _imap(self, given: dict[str, Any], ordered: bool) -> Iterator[Any]:
+        job = make_map_job(self._supervisor.options, lazy=True, ordered=ordered, **given)
+        raise NotImplementedError(job)
 
     @contextlib.contextmanager
     def _exclusively(self) -> Iterator[None]:
@@ -313,3 +446,8 @@ def _finalize(supervisor: Supervisor, thread: threading.RLock) -> None:
     finally:
         if mine:
             thread.release()
+
+
+def _given(variables: dict[str, Any]) -> dict[str, Any]:
+    """What a method was called with, of all its local variables."""
+    return {name: value for name, value in variables.items() if name != "self"}
