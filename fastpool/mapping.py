@@ -52,6 +52,7 @@ def iterate(supervisor: Supervisor, job: MapJob, turn: Turn) -> Iterator[Any]:
         Makes a context in which this thread alone uses the pool; what it is given is the lazy map that is to go on.
     """
     run: MapRun | None = None
+    there: list[Any] = []  # when the map fails: results that can still be handed out
 
     def step() -> list[Any] | None:
         nonlocal run
@@ -59,7 +60,11 @@ def iterate(supervisor: Supervisor, job: MapJob, turn: Turn) -> Iterator[Any]:
             supervisor.begin(job.functions, job.outlives_workers)
             run = supervisor.unfinished = MapRun(supervisor, job)
             run.begin()
-        ready = run.more()
+        try:
+            ready = run.more()
+        except Exception:
+            there.extend(supervisor.collector.hand_out())
+            raise
         if ready is None:
             supervisor.end()
         return ready
@@ -73,6 +78,9 @@ def iterate(supervisor: Supervisor, job: MapJob, turn: Turn) -> Iterator[Any]:
             if ready is None:
                 return
             yield from ready
+    except Exception:
+        yield from there
+        raise
     finally:
         if run is not None and supervisor.unfinished is run:  # the generator is closed, or an interrupt came
             with turn(run):

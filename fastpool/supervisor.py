@@ -105,10 +105,15 @@ class Supervisor:
         """All results of the map are there."""
         if not self.options.keep_alive:
             self._see_out()
+        self._take_exit_results()
+        self._log_deaths()
+        self.unfinished = None
+
+    def _log_deaths(self) -> None:
+        """Nothing was lost by them."""
         for death in self.deaths or ():
             logger.warning("%s", death.error([]))
-        self._take_exit_results()
-        self.deaths = self.unfinished = None
+        self.deaths = None
 
     @uninterrupted
     def leave(self) -> None:
@@ -126,6 +131,7 @@ class Supervisor:
         """Wait until no worker holds anything of a lazy map that was left."""
         if not self._was_left:
             return
+        self.deaths = []  # not of interest to anybody any more
         at_rest = False
         while not at_rest:
             if self.gather():
@@ -139,7 +145,8 @@ class Supervisor:
         if self._left_feed is not None:
             self._left_feed.release()
         self.collector.abandon()
-        self.deaths, self._left_feed, self._was_left = None, None, False
+        self._log_deaths()
+        self._left_feed, self._was_left = None, False
 
     def tell_of_dill(self, error: BaseException) -> None:
         """So that it is not advised to those who use it."""

@@ -131,11 +131,14 @@ def all_pairs(seed: int) -> list[Cell]:
     return cells
 
 
-CELLS = (
-    [Cell(*values) for values in itertools.product(*DIMENSIONS)]
-    if os.environ.get("FASTPOOL_LONG") == "1"
-    else all_pairs(seed=4)
-)
+def all_cells() -> list[Cell]:
+    """Each with `map`, and with one of the others in turn."""
+    first, others = METHODS[0], itertools.cycle(METHODS[1:])
+    rest = itertools.product(*(values for values in DIMENSIONS if values is not METHODS))
+    return [Cell(*values[:3], method, *values[3:]) for values in rest for method in (first, next(others))]
+
+
+CELLS = all_cells() if os.environ.get("FASTPOOL_LONG") == "1" else all_pairs(seed=4)
 
 
 # ---------------------------------------------------------------- what must come of it

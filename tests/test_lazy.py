@@ -230,20 +230,6 @@ def test_leaving_early(leave: Any, method: str, keep_alive: bool, make: Any) -> 
         leave(getattr(pool, method)(identity, make(100_000)))  # and out of `with`
 
 
-@pytest.mark.parametrize("keep_alive", [False, True], ids=["fresh", "kept"])
-def test_kept_workers_outlive_a_map_that_was_left(keep_alive: bool) -> None:
-    with WorkerPool(2, keep_alive=keep_alive, use_worker_state=True) as pool:
-        pool.map(count_up, range(100), chunk_size=1)
-        by_break(pool.imap(count_up, range(10**9)))
-        counts = pool.map(count_up, range(100), chunk_size=1)
-    assert (min(counts) > 1) == keep_alive or not keep_alive
-
-
-def count_up(state: dict[str, int], _: int) -> int:
-    state["n"] = state.get("n", 0) + 1
-    return state["n"]
-
-
 @pytest.mark.parametrize("method", LAZY)
 def test_exit_functions_run_in_workers_of_a_map_that_was_left(method: str) -> None:
     with WorkerPool(2) as pool:
@@ -375,6 +361,12 @@ def fail_at_seven(x: int) -> int:
     return x
 
 
+def leave_at_seven(x: int) -> int:
+    if x == 7:
+        os._exit(3)
+    return x
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("keep_alive", [False, True], ids=["fresh", "kept"])
 def test_a_failing_task(method: str, keep_alive: bool) -> None:
@@ -387,12 +379,27 @@ def test_a_failing_task(method: str, keep_alive: bool) -> None:
         assert sorted(result for result in results if isinstance(result, int)) == [0, 1, 2, 3, 4, 5, 6, 8, 9]
 
 
-def test_results_before_the_one_that_failed() -> None:
+@pytest.mark.parametrize("task", [fail_at_seven, leave_at_seven])
+@pytest.mark.parametrize("options", [{}, {"chunk_size": 1}, {"chunk_size": 7}, {"max_tasks_active": 1}])
+def test_results_before_the_one_that_failed(task: Any, options: dict[str, Any]) -> None:
     got = []
-    with WorkerPool(1) as pool, pytest.raises(KeyError):
-        for result in pool.imap(fail_at_seven, range(100), chunk_size=1, max_tasks_active=1):
-            got.append(result)
-    assert got == list(range(7))
+    with WorkerPool(1) as pool:
+        results = pool.imap(task, iter(range(100)), **options)
+        with pytest.raises((KeyError, fastpool.WorkerDiedError)):
+            for result in results:
+                got.append(result)
+        assert got == list(range(7))
+        assert pool.map(identity, range(3)) == [0, 1, 2]
+        assert list(results) == []
+
+
+@pytest.mark.parametrize("method", LAZY)
+def test_leaving_while_what_was_there_before_a_failure_is_handed_out(method: str) -> None:
+    with WorkerPool(1) as pool:
+        results = getattr(pool, method)(fail_at_seven, range(100), chunk_size=100)
+        assert next(results) == 0
+        results.close()
+        assert pool.map(identity, range(3)) == [0, 1, 2]
 
 
 def stop_iteration(_: Any) -> None:
@@ -460,12 +467,6 @@ def test_a_death(method: str) -> None:
         assert pool.map(identity, range(3)) == [0, 1, 2]
 
 
-def leave_at_seven(x: int) -> int:
-    if x == 7:
-        os._exit(3)
-    return x
-
-
 def test_a_worker_that_dies_while_nobody_asks() -> None:
     with WorkerPool(1) as pool:
         results = pool.imap(leave_at_seven, iter(range(100)), chunk_size=5)
@@ -475,12 +476,11 @@ def test_a_worker_that_dies_while_nobody_asks() -> None:
             list(results)
 
 
-def test_a_worker_that_dies_after_the_map_was_left() -> None:
+def test_a_worker_that_dies_after_the_map_was_left(caplog: pytest.LogCaptureFixture) -> None:
     with WorkerPool(1, keep_alive=True) as pool:
         by_break(pool.imap(die_in_a_while, range(10), chunk_size=1))
-        with pytest.raises(fastpool.WorkerDiedError):
-            pool.map(identity, range(3))
         assert pool.map(identity, range(3)) == [0, 1, 2]
+        assert "exited with status 3 while running" in caplog.text
 
 
 def die_in_a_while(x: int) -> int:
