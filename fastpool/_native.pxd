@@ -114,7 +114,7 @@ cdef extern from "layout.h" nogil:
         uint64_t job
         uint32_t state
         uint32_t news
-        uint64_t task_start
+        uint64_t call_start
         int32_t pid
         uint32_t generation
         uint64_t tasks
@@ -138,6 +138,7 @@ cdef extern from "layout.h" nogil:
         uint64_t wake_at
         uint64_t abandon
         uint32_t command
+        uint64_t condemned
 
     ctypedef struct fp_record:
         uint64_t closed
@@ -332,6 +333,8 @@ cdef extern from "lane.h" nogil:
 
 cdef extern from "board.h" nogil:
     void fp_line_news(fp_line *line)
+    void fp_call_begin(fp_line *line, uint64_t now)
+    int fp_call_end(fp_line *line, const fp_control *control, uint64_t start, int fence_each)
 
 
 cdef extern from "arena.h" nogil:

@@ -74,6 +74,7 @@ cdef extern from "board.h" nogil:
     const char *fp_state_name(uint32_t state)
     int fp_state_move(fp_line *line, uint32_t to)
     void fp_line_reset(fp_line *line)
+    int fp_call_condemn(fp_line *line, fp_control *control, uint64_t start, int fence_each)
 
 cdef extern from "arena.h" nogil:
     const uint64_t FP_WARM_BYTES
@@ -481,6 +482,10 @@ cdef class Detached:
         self.status_fd = -1
 
 
+cdef enum:
+    SKEW_NS = 1_000_000  # that two processors' clocks may differ by
+
+
 cdef tuple _bell_tally(const fp_bell *bell):
     return bell.sleeps, load(bell.rung), load(bell.drained)
 
@@ -835,6 +840,45 @@ cdef class Segment(Arena):
                 self.ring_worker(worker)
                 count -= 1
 
+    # ------------------------------------------------------------ time limits
+
+    def late_calls(self, limits: tuple[int, int, int]) -> tuple[list[tuple[int, int, str]], int]:
+        """Workers in whose task, init or exit function the limit is over, with the start of that call and their state;
+        and when to look again.
+
+        `limits`: of tasks, init and exit functions, in ns; 0: none. At least one is set. Times are `now_ns`'s.
+        """
+        cdef uint64_t task, init, leave, limit, start, state, now
+        cdef uint64_t again = now_ns() + min(filter(None, limits))  # a call that begins after this look
+        cdef int worker
+        cdef list late = []
+        task, init, leave = limits
+        for worker in range(self.lanes):
+            if not self.pids[worker] or load(fp_control_of(self.at, worker).condemned):
+                continue
+            start = load(fp_line_of(self.at, worker).call_start)
+            state = load(fp_line_of(self.at, worker).state)
+            now = now_ns()
+            limit = task if state == FP_RUNNING else init if state == FP_INITIALIZING \
+                else leave if state == FP_EXITING else 0
+            if start == 0 or limit == 0:
+                continue
+            if start > now + SKEW_NS:
+                raise DamagedMemoryError(f"the clock of worker {worker}")
+            if start + limit <= now:
+                late.append((worker, start, fp_state_name(<uint32_t>state).decode()))
+            else:
+                again = min(again, start + limit)
+        return late, again
+
+    def condemn(self, int worker, uint64_t start) -> bool:
+        """Let nothing come of the worker's call that began at `start`. False: it is over, and its worker may go on."""
+        cdef int code = fp_call_condemn(fp_line_of(self.at, worker), fp_control_of(self.at, worker), start,
+                                        self.at.fence_each)
+        if code == 0:
+            self.ring_worker(worker)
+        return check(code, "a barrier before a worker is killed") == 1
+
     # ------------------------------------------------------------ jobs
 
     def publish(self, *, uint64_t range_units, uint64_t flags, int64_t range_start, int64_t range_step,
@@ -969,6 +1013,7 @@ cdef class Segment(Arena):
 
     def empty_line(self, int worker) -> None:
         """Make a line ready for the next worker. The last one writes no more."""
+        store(fp_control_of(self.at, worker).condemned, 0)
         fp_line_reset(fp_line_of(self.at, worker))
         self.came_up[worker] = False
 

@@ -14,10 +14,11 @@ from fastpool._codec cimport Decoder, put
 from fastpool._lane cimport LaneEncoder
 from fastpool._native cimport (
     FP_CLAIM_CLOSED, FP_CLAIM_EXHAUSTED, FP_CLAIM_OK, FP_CLAIM_OTHER, FP_CLAIM_STARVED, FP_CMD_STOP, FP_EXITED,
-    FP_EXITING, FP_IDLE, FP_INDEX_CLOSED, FP_INITIALIZING, FP_JOB_KEEP_GOING, FP_JOB_LAST, FP_KIND_FLOAT64,
+    FP_EXITING, FP_IDLE, FP_INDEX_CLOSED, FP_INITIALIZING, FP_JOB_KEEP_GOING, FP_JOB_LAST, FP_JOB_TIMED, FP_KIND_FLOAT64,
     FP_KIND_INT64, FP_KIND_PACKED, FP_KIND_PICKLE, FP_KIND_TAGGED, FP_PHASE_EXIT, FP_PHASE_INIT, FP_PHASE_TASK,
     FP_RUNNING, FP_TOTAL_UNKNOWN, SIG_BLOCK, SIG_SETMASK, Segment, claim_drop, claim_join, claim_next, fp_align, fp_at,
-    fp_claim_index, fp_claim_number, fp_control, fp_control_of, fp_feed_of, fp_feed_slot, fp_job, fp_kind_of, fp_line,
+    fp_call_begin, fp_call_end, fp_claim_index, fp_claim_number, fp_control, fp_control_of, fp_feed_of, fp_feed_slot,
+    fp_job, fp_kind_of, fp_line,
     fp_line_news, fp_line_of, fp_record, fp_segment, fp_terms, load, memory_expect, move_state, now_ns, peek, poke,
     pthread_sigmask, sigfillset, sigset_t, store,
 )
@@ -99,6 +100,15 @@ cdef int has_work(void *context) noexcept nogil:
         return 1
     total = load(look.segment.job.total)
     return look.starved and total != FP_TOTAL_UNKNOWN and fp_claim_index(word) >= total
+
+
+cdef struct Sentence:  # what a worker waits for whose call is condemned
+    const fp_control *control
+    uint64_t start
+
+cdef int is_pardoned(void *context) noexcept nogil:
+    cdef Sentence *sentence = <Sentence *>context
+    return load(sentence.control.condemned) != sentence.start
 
 
 cdef enum:
@@ -425,7 +435,7 @@ cdef class Loop:
             what = "worker_exit"
             try:
                 if self.host.has_exit():
-                    value = self.host.finalize()
+                    value = self.call_timed(self.host.finalize)
                     what = "exit result"
                     self.out.put(value)
             except BaseException as error:
@@ -448,7 +458,7 @@ cdef class Loop:
             self.out.phase = FP_PHASE_INIT
             self.out.number = 0
             try:
-                self.host.initialize()
+                self.call_timed(self.host.initialize)
             except BaseException as error:
                 self.report(error, "worker_init", None, None)
                 self.out.close()
@@ -552,6 +562,10 @@ cdef class Loop:
         cdef bytes description
         cdef sigset_t before
         try:
+            if self.terms.flags & FP_JOB_TIMED:
+                while elements.advance():
+                    elements.commit(self.call_task_timed(elements))
+                return True
             while elements.advance():
                 if elements.kind < FP_KIND_PICKLE:
                     result = self.call_single(elements.element)
@@ -578,6 +592,49 @@ cdef class Loop:
         finally:
             pthread_sigmask(SIG_SETMASK, &before, NULL)
         return False
+
+    # ------------------------------------------------------------ calls
+
+    cdef object call_task_timed(self, Elements elements):
+        """Call with the current element, and let the parent see since when."""
+        cdef uint64_t start = self.begin_call()
+        try:
+            if elements.kind < FP_KIND_PICKLE:
+                return self.call_single(elements.element)
+            return self.call(elements.element)
+        finally:
+            self.end_call(start)
+
+    cdef object call_timed(self, method):
+        """Call a method of the host that runs a function of the user's, and let the parent see since when."""
+        cdef uint64_t start = self.begin_call()
+        try:
+            return method()
+        finally:
+            self.end_call(start)
+
+    cdef uint64_t begin_call(self) noexcept:
+        cdef uint64_t start = now_ns()
+        fp_call_begin(self.line, start)
+        return start
+
+    cdef int end_call(self, uint64_t start) except -1:
+        """The user's function has returned. If it took too long, nothing comes of that: the parent is about to kill
+        this process (or finds that it was faster)."""
+        cdef Sentence sentence
+        if self.elements.foreign or not fp_call_end(self.line, self.look.control, start, self.segment.at.fence_each):
+            return 0
+        sentence.control = self.look.control
+        sentence.start = start
+        raised = None
+        while not is_pardoned(&sentence):
+            try:
+                self.segment.wait_as_worker(self.worker, is_pardoned, &sentence)
+            except BaseException as error:  # of a signal handler
+                raised = error
+        if raised is not None:
+            raise raised
+        return 0
 
     cdef inline object call_single(self, object element):
         """Call with one argument after the leading ones."""
