@@ -60,7 +60,8 @@ int fp_call_condemn(fp_line *line, fp_control *control, uint64_t start, int fenc
   atomic_store_explicit(&control->condemned, start, memory_order_release); /* P1 */
   fp_fence();
   int result = fence_each ? 0 : fp_barrier_all();
-  if (result >= 0 && atomic_load_explicit(&line->call_start, memory_order_acquire) == start) return 1; /* P2 */
+  if (result >= 0 && atomic_load_explicit(&line->call_start, memory_order_acquire) == start)
+    return 1; /* P2 */
   atomic_store_explicit(&control->condemned, 0, memory_order_release);
   return result < 0 ? result : 0;
 }

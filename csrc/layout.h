@@ -147,7 +147,7 @@ typedef struct {                                 /* the parent: the lane's contr
   _Atomic uint64_t wake_at;                      /* ring when committed reaches it */
   _Atomic uint64_t abandon;                      /* drop jobs with numbers up to this one */
   _Atomic uint32_t command;                      /* FP_CMD_* */
-  _Atomic uint64_t condemned; /* call_start of a call that nothing may come of; 0: none */
+  _Atomic uint64_t condemned;                    /* call_start of a call that nothing may come of; 0: none */
 } fp_control;
 
 typedef enum {
