@@ -14,7 +14,7 @@ import numpy
 from fastpool.arrays import Array, Slices, cut
 from fastpool.functions import Function, Functions
 from fastpool.options import PoolOptions, check_int, shorten
-from fastpool.timeouts import Limits, check_seconds
+from fastpool.timeouts import NO_LIMITS, Limits, check_seconds
 
 INT64 = range(-(2**63), 2**63)
 MOST_RESULTS = sys.maxsize // 8
@@ -67,7 +67,7 @@ class MapJob:
     out: Array | None = None
     return_exceptions: bool = False
     retries: int = 0
-    limits: Limits = Limits()
+    limits: Limits = NO_LIMITS
     lazy: bool = False
     ordered: bool = True
 

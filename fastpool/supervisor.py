@@ -26,7 +26,7 @@ from fastpool.options import PoolOptions
 from fastpool.process import WORKERS, WorkerProcess, bury_unknown
 from fastpool.recovery import Death, Elimination, Recovery
 from fastpool.serializer import make_serializer, make_worker_serializer
-from fastpool.timeouts import Limits, make_late
+from fastpool.timeouts import NO_LIMITS, make_late
 
 logger = logging.getLogger("fastpool")
 
@@ -52,7 +52,7 @@ class Supervisor:
         self._is_ending = False  # :meth:`terminate` has begun and not come to its end
         self._starts_afresh = True  # the next worker to be started is the first
         self.running = False  # a map is
-        self.limits = Limits()  # of the last map
+        self.limits = NO_LIMITS  # of the last map
         self._enders: set[object] = set()  # see :meth:`ended_by_another_thread`
         self._segment: Segment | None = None
         self._collector: Collector | None = None

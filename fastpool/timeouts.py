@@ -29,6 +29,9 @@ class Limits(NamedTuple):
         return task, worker_init, worker_exit
 
 
+NO_LIMITS = Limits()
+
+
 class Late(NamedTuple):
     """A function of the user's ran for longer than its limit: why its worker was killed.
 
