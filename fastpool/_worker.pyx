@@ -617,12 +617,16 @@ cdef class Loop:
         fp_call_begin(self.line, start)
         return start
 
-    cdef int end_call(self, uint64_t start) except -1:
-        """The user's function has returned. If it took too long, nothing comes of that: the parent is about to kill
-        this process (or finds that it was faster)."""
+    cdef inline int end_call(self, uint64_t start) except -1:
+        """The user's function has returned."""
+        if not self.elements.foreign and fp_call_end(self.line, self.look.control, start, self.segment.at.fence_each):
+            self.await_sentence(start)
+        return 0
+
+    cdef int await_sentence(self, uint64_t start) except -1:
+        """The call took too long, and nothing comes of it: the parent is about to kill this process. It returns if the
+        parent finds that the call was over before."""
         cdef Sentence sentence
-        if self.elements.foreign or not fp_call_end(self.line, self.look.control, start, self.segment.at.fence_each):
-            return 0
         sentence.control = self.look.control
         sentence.start = start
         raised = None
