@@ -382,15 +382,14 @@ class Supervisor:
     def _stop_late(self) -> int | None:
         """Kill workers whose function has run for longer than its limit; :meth:`bury` finds their ends.
 
-        Returns when to look again, on the monotonic clock in ns; None: there are no limits.
+        Returns when to look again, on the monotonic clock in ns; None: never.
         """
-        if not any(self.limits):
-            return None
-        late, again = self.segment.late_calls(self.limits.ns)
-        for worker_id, start, state in late:
-            if self.segment.condemn(worker_id, start):
+        late, again = self.segment.late_calls()
+        for worker_id, until in late:
+            if self.segment.condemn(worker_id, until):  # from here on its line stays as it is
                 assert self._functions is not None
-                self._workers[worker_id].late = make_late(state, self._functions, self.limits)
+                state = self.segment.state(worker_id)
+                self._workers[worker_id].late = make_late(worker_id, state, self._functions, self.limits)
                 self.segment.kill(worker_id, signal.SIGKILL)
         return again
 

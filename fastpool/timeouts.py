@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from typing import Any, NamedTuple
 
-from fastpool.errors import WorkerTimeoutError
+from fastpool.errors import DamagedMemoryError, WorkerTimeoutError
 from fastpool.functions import Functions, name_of
 from fastpool.options import shorten
 
@@ -53,13 +53,19 @@ class Late(NamedTuple):
         return WorkerTimeoutError(worker_id, pid, self.phase, self.function, self.limit, task)
 
 
-def make_late(state: str, functions: Functions, limits: Limits) -> Late:
-    """What a worker in this state was late with."""
-    phase = PHASES[state]
-    of_phase = dict(zip(Limits._fields, zip(functions, limits, strict=True), strict=True))
-    function, limit = of_phase[phase]
-    assert limit is not None
-    return Late(phase, name_of(function), limit)
+def make_late(worker_id: int, state: str, functions: Functions, limits: Limits) -> Late:
+    """What a worker in this state is late with.
+
+    Raises
+    ------
+    DamagedMemoryError
+        Nothing that has a limit.
+    """
+    phase = PHASES.get(state, "")
+    limit = getattr(limits, phase, None)
+    if limit is None:
+        raise DamagedMemoryError(f"the time limit of worker {worker_id}")
+    return Late(phase, name_of(functions[Limits._fields.index(phase)]), limit)
 
 
 def check_seconds(name: str, value: Any) -> float | None:

@@ -412,7 +412,7 @@ class Running:
         self.results = pool.map(task, [0], task_timeout=LONG)
 
     @property
-    def start(self) -> int:
+    def until(self) -> int:
         return self._word("line 0", 24)
 
     @property
@@ -443,19 +443,19 @@ def wait_until(happens: Callable[[], bool]) -> None:
 def test_nothing_comes_of_a_condemned_task() -> None:
     with WorkerPool(n_jobs=1) as pool:
         running = Running(pool)
-        start = running.start
-        assert running.segment.condemn(0, start)
+        until = running.until
+        assert running.segment.condemn(0, until)
         running.let_go()
-        wait_until(lambda: running.start == 0 and running.sleeping)  # the function has returned
+        wait_until(lambda: running.until == 0 and running.sleeping)  # the function has returned
         assert running.committed == 0
-        assert not running.segment.condemn(0, start)  # as if the look had come too late: the worker goes on
+        assert not running.segment.condemn(0, until)  # as if the look had come too late: the worker goes on
         assert running.finish() == ["done"]
 
 
 def test_a_task_that_is_over_cannot_be_condemned() -> None:
     with WorkerPool(n_jobs=1) as pool:
         running = Running(pool)
-        assert not running.segment.condemn(0, running.start - 1)
+        assert not running.segment.condemn(0, running.until - 1)
         running.let_go()
         assert running.finish() == ["done"]
 
@@ -477,30 +477,30 @@ def test_tasks_about_as_long_as_the_limit(task_timeout: float) -> None:
 
 # ---------------------------------------------------------------- damage
 
-CALL_START = 24  # in a line
+CALL_UNTIL = 24  # in a line
 
 
-def test_a_start_in_the_future() -> None:
+def test_a_deadline_that_no_limit_allows() -> None:
     def task(x: int) -> int:
-        write_word(f"line {own_worker()}", CALL_START, 2**63)
+        write_word(f"line {own_worker()}", CALL_UNTIL, 2**63)
         time.sleep(100)
         return x
 
     with WorkerPool(n_jobs=2) as pool:
-        with pytest.raises(DamagedMemoryError, match="clock of worker"):
+        with pytest.raises(DamagedMemoryError, match="time limit of worker"):
             pool.map(task, range(3), task_timeout=SHORT)
         assert pool.map(abs, [-1]) == [1]
 
 
-def test_a_start_long_ago() -> None:
+def test_a_deadline_long_ago() -> None:
     def task(x: int) -> int:
-        write_word(f"line {own_worker()}", CALL_START, 1)
+        write_word(f"line {own_worker()}", CALL_UNTIL, 1)
         time.sleep(100)
         return x
 
     with WorkerPool(n_jobs=2) as pool:
         with pytest.raises(WorkerTimeoutError):
-            pool.map(task, range(3), task_timeout=1.0)
+            pool.map(task, range(3), task_timeout=LONG)
         assert pool.map(abs, [-1]) == [1]
 
 

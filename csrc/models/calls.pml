@@ -13,7 +13,7 @@
 #define CALLS 3
 #endif
 
-byte call_start, condemned; /* shared words; calls are told by their starts, which never repeat */
+byte call_until, condemned; /* shared words; here no two calls are over at the same time */
 chan buffer = [4] of { byte };
 byte current, committed; /* of the worker's calls: the last that began, the last that something came of */
 bool decided, over;
@@ -21,7 +21,7 @@ bool decided, over;
 active proctype core() {
 end:
   do
-  :: buffer?call_start
+  :: buffer?call_until
   od
 }
 
@@ -49,15 +49,15 @@ killed:
 }
 
 active proctype parent() {
-  byte start;
+  byte until;
   do
   :: over -> break
-  :: call_start != 0 ->
-    start = call_start;
+  :: call_until != 0 ->
+    until = call_until;
     if
-    :: start == 0 -> skip
+    :: until == 0 -> skip
     :: else ->
-      condemned = start; /* P1 */
+      condemned = until; /* P1 */
 #ifndef MUTATE_NO_BARRIER
       empty(buffer);
 #endif
@@ -65,11 +65,11 @@ active proctype parent() {
 #ifdef MUTATE_NO_SECOND_LOOK
       :: true ->
 #else
-      :: call_start == start -> /* P2 */
+      :: call_until == until -> /* P2 */
 #endif
-        atomic { decided = true -> assert(current == start && committed < start) };
+        atomic { decided = true -> assert(current == until && committed < until) };
         break
-      :: call_start != start ->
+      :: call_until != until ->
 #ifndef MUTATE_NO_PARDON
         condemned = 0
 #endif

@@ -79,9 +79,9 @@ static void test_a_condemned_call(void) {
   for (int fence_each = 0; fence_each < 2; fence_each++) {
     if (!fence_each && !fp_barrier_available()) continue;
     fp_call_begin(&line, 7);
-    CHECK_EQ(atomic_load(&line.call_start), 7);
+    CHECK_EQ(atomic_load(&line.call_until), 7);
     CHECK_EQ(fp_call_end(&line, &control, 7, fence_each), 0);
-    CHECK_EQ(atomic_load(&line.call_start), 0);
+    CHECK_EQ(atomic_load(&line.call_until), 0);
 
     CHECK_EQ(fp_call_condemn(&line, &control, 7, fence_each), 0); /* it is over */
     CHECK_EQ(atomic_load(&control.condemned), 0);
@@ -126,7 +126,7 @@ static void *caller(void *context) {
 
 static void condemn(court *c, int calls) {
   while (calls > 0) {
-    uint64_t start = atomic_load(&c->line.call_start);
+    uint64_t start = atomic_load(&c->line.call_until);
     if (start == 0) continue;
     if (fp_call_condemn(&c->line, &c->control, start, c->fence_each) == 0) continue;
     while (atomic_load(&c->waiting) != start) {
