@@ -49,6 +49,12 @@ cdef object undecodable(str what, task, uint32_t worker, error):
     return unsendable(error, what, task, None, detail)
 
 
+cdef enum:  # what becomes of results
+    COLLECT_ALL = 0        # one list
+    COLLECT_ORDERED = 1    # taken as soon as those before them are there
+    COLLECT_UNORDERED = 2  # taken as soon as they are there
+    COLLECT_NOTHING = 3    # the job was abandoned
+
 cdef enum:
     SILENCE_NS = 500_000_000  # longer than this the parent does not sleep: damage may have silenced the bells
     VIEWS_A_PASS = 64  # of one lane, before the caller's thread looks at signals and other lanes
@@ -57,8 +63,9 @@ cdef enum:
 cdef class Collector:
     """Reads every lane of a segment, decodes what was committed, and places results by task number.
 
-    A list of results is made with empty places, and is invisible to the garbage collector (and so to everybody) until
-    it is whole.
+    A list of all results is made with empty places, and is invisible to the garbage collector (and so to everybody)
+    until it is whole. Of results that are handed out meanwhile the places are those from the first task that has none,
+    or is not handed out, to the last that has one.
 
     Parameters
     ----------
@@ -71,7 +78,11 @@ cdef class Collector:
     cdef fp_reader *readers
     cdef Watch watch
     cdef list decoders
-    cdef object results        # the list that is being filled, or None
+    cdef object results        # the places, a list; None: nothing is expected
+    cdef readonly uint64_t first      # task of the first place
+    cdef uint64_t handed_out          # tasks that there are: results of others are damage
+    cdef int way               # COLLECT_*
+    cdef list arrived          # results in the order in which they came, if that is wanted
     cdef readonly Feed feed
     cdef object revive         # makes the exception of a failed task, to stand for its result; None: it ends the map
     cdef uint8_t job           # low bits of the current job's number
@@ -111,42 +122,78 @@ cdef class Collector:
 
     # ------------------------------------------------------------ the list of results
 
-    def begin(self, uint64_t number, size, Feed feed, revive=None) -> None:
-        """Collect for job `number`, into a list of `size` places (0: the list grows with :meth:`expect`).
+    def begin(self, uint64_t number, size, Feed feed, revive=None, bint lazy=False, bint ordered=True) -> None:
+        """Collect for job `number`, of which `size` tasks are handed out, more with :meth:`expect`.
 
+        `lazy`: what is there is asked for while the job runs, with :meth:`hand_out`.
+        `ordered`: in the order of the tasks, else in that in which results come.
         `revive`: ``revive(worker, task, payload)`` makes the exception of a failed task, which takes the place of its
         result; without it, failed tasks are in ``failures``.
         """
         self.job = number & 0xFF
         self.feed = feed
         self.revive = revive
-        self.collected = self.placed = self.patience = 0
+        self.collected = self.placed = self.first = self.patience = 0
+        self.handed_out = size
         self.failures.clear()
-        self.sample = None
-        self.results = PyList_New(size)
-        PyObject_GC_UnTrack(<PyObject *>self.results)
+        self.sample = self.rested_at = None
+        self.arrived = []
+        self.way = COLLECT_ALL if ordered and not lazy else COLLECT_ORDERED if ordered else COLLECT_UNORDERED
+        self.results = PyList_New(size if self.way == COLLECT_ALL else 0)
+        if self.way == COLLECT_ALL:
+            PyObject_GC_UnTrack(<PyObject *>self.results)
 
     def expect(self, uint64_t tasks) -> None:
-        """The input has at least this many tasks: make places for their results."""
-        cdef Py_ssize_t size = PyList_GET_SIZE(self.results)
-        if tasks > <uint64_t>size:
-            self.results.extend([INCOMPLETE] * (tasks - size))
+        """So many tasks are handed out now."""
+        self.handed_out = max(self.handed_out, tasks)
+        if self.way == COLLECT_ALL:
+            self.make_places(tasks)
+
+    cdef int make_places(self, uint64_t tasks) except -1:
+        """Have places for tasks up to this one, without it."""
+        cdef uint64_t end = self.first + <uint64_t>PyList_GET_SIZE(self.results)
+        if tasks > end:
+            self.results.extend([INCOMPLETE] * (tasks - end))
+        return 0
+
+    def hand_out(self) -> list:
+        """What can be handed out now of a lazy job's results."""
+        cdef list taken
+        cdef Py_ssize_t ready = 0, size = PyList_GET_SIZE(self.results)
+        while ready < size and PyList_GET_ITEM(self.results, ready) is not <PyObject *>INCOMPLETE:
+            ready += 1
+        taken, self.arrived = self.arrived, []
+        if self.way == COLLECT_ORDERED:
+            taken = self.results[:ready]
+        if ready:
+            PyList_SetSlice(self.results, 0, ready, NULL)
+            self.first += ready
+        return taken
 
     def finish(self, uint64_t tasks) -> list:
-        """Take the list, which has results of tasks 0 … tasks - 1."""
+        """The job is over. Returns the results of tasks 0 … tasks - 1, as far as they were not taken."""
         cdef object results = self.results
-        if <uint64_t>PyList_GET_SIZE(results) > tasks:
-            PyList_SetSlice(results, tasks, PyList_GET_SIZE(results), NULL)
-        self.results = self.sample = None
-        self.feed = self.revive = None
+        if self.way == COLLECT_ALL:
+            if <uint64_t>PyList_GET_SIZE(results) > tasks:
+                PyList_SetSlice(results, tasks, PyList_GET_SIZE(results), NULL)
+            PyObject_GC_Track(<PyObject *>results)
+        else:
+            results = self.hand_out()
         self.segment.finished = self.segment.number
-        PyObject_GC_Track(<PyObject *>results)
+        self.abandon()
         return results
 
     def abandon(self) -> None:
-        """Drop the results collected so far."""
-        self.results = self.sample = None
+        """Drop the results collected so far, and expect none."""
+        self.results = self.sample = self.arrived = None
         self.feed = self.revive = None
+
+    def drop(self) -> None:
+        """From now on results of this job are dropped as they come."""
+        if self.way == COLLECT_ALL:
+            raise SystemError("fastpool: only results of lazy jobs can be dropped")
+        self.way = COLLECT_NOTHING
+        self.arrived = []
 
     def missing(self, uint64_t first, uint64_t count) -> list:
         """Of tasks first … first + count - 1, those without a result, as ranges in order."""
@@ -156,9 +203,11 @@ cdef class Collector:
         cdef list found = []
         if self.results is None:  # the job is over: all have been collected
             return found
-        end = min(end, <uint64_t>PyList_GET_SIZE(self.results))
-        for task in range(first, end):
-            there = PyList_GET_ITEM(self.results, task)
+        cdef uint64_t known = self.first + <uint64_t>PyList_GET_SIZE(self.results)
+        since = first = max(first, self.first)  # those before it have been taken
+        end = min(end, self.handed_out)
+        for task in range(first, min(end, known)):
+            there = PyList_GET_ITEM(self.results, task - self.first)
             if there is not NULL and there is not <PyObject *>INCOMPLETE:
                 if since < task:
                     found.append(range(since, task))
@@ -173,17 +222,26 @@ cdef class Collector:
 
     cdef int place(self, uint64_t task, PyObject *value) except -1:
         """Put a result (its reference is taken over) where it belongs."""
-        cdef PyObject *there = PyList_GET_ITEM(self.results, task)
+        cdef PyObject *there = NULL
+        if task >= self.first:
+            there = PyList_GET_ITEM(self.results, task - self.first)
+        if task < self.first or (there is not NULL and there is not <PyObject *>INCOMPLETE):
+            Py_DECREF(value)
+            raise DamagedMemoryError(f"a second result of task {task}")
+        if self.way == COLLECT_UNORDERED or self.way == COLLECT_NOTHING:
+            if self.way == COLLECT_UNORDERED:
+                self.arrived.append(<object>value)
+            Py_DECREF(value)
+            Py_INCREF(PLACED)
+            value = <PyObject *>PLACED  # is no longer incomplete
+        elif self.way == COLLECT_ALL:
+            if <object>value is PLACED:
+                self.placed += 1
+            elif self.sample is None:
+                self.sample = (task, <object>value)
+        PyList_SET_ITEM(self.results, task - self.first, value)
         if there is not NULL:
-            if there is not <PyObject *>INCOMPLETE:
-                Py_DECREF(value)
-                raise DamagedMemoryError(f"a second result of task {task}")
             Py_DECREF(there)
-        PyList_SET_ITEM(self.results, task, value)
-        if <object>value is PLACED:
-            self.placed += 1
-        elif self.sample is None:
-            self.sample = (task, <object>value)
         return 0
 
     # ------------------------------------------------------------ collecting
@@ -248,13 +306,11 @@ cdef class Collector:
 
     cdef int demand_places(self, const fp_view *view, uint64_t count) except -1:
         """Results of these tasks must be waited for."""
-        cdef uint64_t places
         if view.job != self.job or self.results is None:
             raise DamagedMemoryError("a result of a job that is over")
-        places = PyList_GET_SIZE(self.results)
-        if view.first > places or count > places - view.first:
+        if view.first > self.handed_out or count > self.handed_out - view.first:
             raise DamagedMemoryError("a result of a task that was not handed out")
-        return 0
+        return self.make_places(view.first + count)
 
     cdef int take_run(self, uint32_t worker, fp_view *view, const unsigned char **at) except -1:
         """All of a view: results of consecutive tasks."""
@@ -263,13 +319,21 @@ cdef class Collector:
         cdef const unsigned char *here = at[0]
         cdef Decoder decoder = <Decoder>self.decoders[worker]
         cdef object value
+        cdef const unsigned char *item
         if view.kind == FP_KIND_INT64 or view.kind == FP_KIND_FLOAT64:  # whole items: fp_reader_look has checked
             self.take_numbers(task, end, view.kind == FP_KIND_INT64, here)
             here += 8 * <uint64_t>view.count
         else:
             try:
                 while task < end:
-                    value = decoder.item(view.kind, &here, view.end)
+                    item = here
+                    try:
+                        value = decoder.item(view.kind, &here, view.end)
+                    except Exception as error:
+                        if self.way != COLLECT_NOTHING or isinstance(error, FastpoolError):
+                            raise
+                        here = item
+                        value = decoder.pass_over(view.kind, &here, view.end)
                     Py_INCREF(value)
                     self.place(task, <PyObject *>value)
                     task += 1
@@ -282,12 +346,13 @@ cdef class Collector:
 
     cdef int take_numbers(self, uint64_t task, uint64_t end, bint integer, const unsigned char *at) except -1:
         cdef object results = self.results
+        cdef uint64_t first = self.first
         cdef PyObject *value
         while task < end:
             value = PyLong_FromLongLong((<const int64_t *>at)[0]) if integer \
                 else PyFloat_FromDouble((<const double *>at)[0])
-            if PyList_GET_ITEM(results, task) is NULL:
-                PyList_SET_ITEM(results, task, value)
+            if task >= first and PyList_GET_ITEM(results, task - first) is NULL:  # COLLECT_ALL
+                PyList_SET_ITEM(results, task - first, value)
             else:
                 self.place(task, value)
             at += 8
@@ -325,6 +390,8 @@ cdef class Collector:
     cdef int take_error(self, uint32_t worker, fp_view *view, payload) except -1:
         """The description of an exception."""
         cdef object error
+        if view.phase != FP_PHASE_EXIT and self.way == COLLECT_NOTHING:
+            return 0
         if view.phase == FP_PHASE_TASK and self.revive is not None:
             self.demand_places(view, 1)
             error = self.revive(worker, view.first, payload)
@@ -335,6 +402,7 @@ cdef class Collector:
 
     cdef int take_failure(self, uint64_t task, error) except -1:
         cdef object sample = self.sample
+        self.make_places(task + 1)
         Py_INCREF(error)
         self.place(task, <PyObject *>error)
         self.sample = sample  # it does not show what results are like

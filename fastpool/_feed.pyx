@@ -437,6 +437,19 @@ cdef class Feed:
             self.oldest += 1
         return 0
 
+    def release(self) -> None:
+        """Free what the chunks that are out lie in. No worker takes from them any more."""
+        for chunk in range(self.oldest, self.published):
+            if self.left[chunk % FP_FEED_SLOTS]:
+                self._free(self.blocks[chunk % FP_FEED_SLOTS])
+                self.drop(chunk)
+        for _, blocks, _ in self.lost:
+            self._free(blocks)
+        self.lost.clear()
+        self._free(self.encoder.placed)
+        self.encoder.clear()
+        self.iterator = None
+
     # ------------------------------------------------------------ what dead workers left
 
     def open_tasks(self, uint64_t chunk) -> range:

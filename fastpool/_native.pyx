@@ -774,6 +774,19 @@ cdef class Segment(Arena):
         self.came_up[worker] = state != FP_STARTING
         return 0
 
+    def abandon_job(self) -> None:
+        """Tell the workers to begin no more tasks of the current job."""
+        cdef int worker
+        for worker in range(self.lanes):
+            poke(fp_control_of(self.at, worker).abandon, self.number)
+            if self.pids[worker]:
+                self.ring_worker(worker)
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Does no worker hold anything of a job?"""
+        return self.all_claimed_at_rest() is not None
+
     cdef object all_claimed_at_rest(self):
         """Of the job, the units that are claimed, if no worker holds one of them; else None.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 from fastpool._feed import Feed
@@ -12,7 +14,7 @@ from fastpool.errors import DamagedMemoryError
 from fastpool.job import MapJob
 from fastpool.recovery import Recovery
 from fastpool.remote import revive
-from fastpool.schedule import CHUNK_NS, Schedule, collect_grain
+from fastpool.schedule import CHUNK_NS, Schedule, bounded_grain, collect_grain
 from fastpool.supervisor import Supervisor
 
 JOB_LAST, JOB_KEEP_GOING = 1, 4
@@ -21,11 +23,60 @@ NO_LIMIT = 2**63
 NEVER = 2**64 - 1  # a unit that is never claimed
 FEW_TASKS = 16  # for each worker: so few may be too little work for a second worker
 MOMENT_NS = 200_000  # less than starting a worker takes
+LAZY_AHEAD = 1 << 17  # tasks that an ordered lazy map is ahead of what was handed out, if nothing else is said
+FLUSH_NS = 1_000_000  # results of a lazy map that are there are not held back longer
+
+Turn = Callable[["MapRun | None"], AbstractContextManager[None]]
 
 
 def run(supervisor: Supervisor, job: MapJob) -> Any:
     """Run a map to its end. On any error all workers are stopped, and the error is raised."""
-    return supervisor.map_call(job.functions, job.outlives_workers, lambda: MapRun(supervisor, job).results())
+
+    def whole() -> Any:
+        supervisor.begin(job.functions, job.outlives_workers)
+        results = MapRun(supervisor, job).results()
+        supervisor.end()
+        return results
+
+    return supervisor.attempt(whole)
+
+
+def iterate(supervisor: Supervisor, job: MapJob, turn: Turn) -> Iterator[Any]:
+    """Run a map step by step, between which its results are handed out.
+
+    Parameters
+    ----------
+    supervisor : Supervisor
+    job : MapJob
+    turn : callable
+        Makes a context in which this thread alone uses the pool; what it is given is the lazy map that is to go on.
+    """
+    run: MapRun | None = None
+
+    def step() -> list[Any] | None:
+        nonlocal run
+        if run is None:
+            supervisor.begin(job.functions, job.outlives_workers)
+            run = supervisor.unfinished = MapRun(supervisor, job)
+            run.begin()
+        ready = run.more()
+        if ready is None:
+            supervisor.end()
+        return ready
+
+    try:
+        while True:
+            with turn(run):
+                if run is None:
+                    supervisor.warn_of_changes(job.functions, stacklevel=2)
+                ready = supervisor.attempt(step)
+            if ready is None:
+                return
+            yield from ready
+    finally:
+        if run is not None and supervisor.unfinished is run:  # the generator is closed, or an interrupt came
+            with turn(run):
+                supervisor.leave()
 
 
 def _nobody() -> bool:
@@ -42,45 +93,80 @@ class MapRun:
         self.collector = supervisor.collector
         self.job = job
         self.n_jobs = supervisor.options.n_jobs
-        self.range = job.as_range
+        self.most_active = job.max_tasks_active
+        if self.most_active is None and job.lazy and job.ordered:
+            self.most_active = LAZY_AHEAD
+        # What of a range is given again comes at its end, and a lazy map may not read on to there.
+        self.range = None if job.lazy and job.outlives_workers else job.as_range
+        self.size = 0 if self.range is None else len(self.range)  # tasks of the range
         self.feed: Feed | None = None
         self.workers = self.n_jobs if job.length is None else min(self.n_jobs, job.length)
-        self.schedule = Schedule(job, self.n_jobs)
+        self.schedule = Schedule(job, self.n_jobs, self.most_active)
         self.chunk_bytes = NO_LIMIT if job.chunk_size is not None else supervisor.options.chunk_bytes
         self.before = self.segment.totals()
         self.joiner: Joiner | None = None
         self.recovery: Recovery | None = None  # if the map outlives its workers
         self.window = 0  # units of a range that may be claimed
+        self.all_gathered = False
+        self.is_over = False  # all results of a lazy map have been handed out
 
     def results(self) -> Any:
-        size = self._publish()
+        """All of them, when they are there."""
+        self.begin()
+        while not self._go_on():
+            if self.all_gathered:
+                self.supervisor.sleep(self._grain())
+        results = self._finish()
+        return results if self.joiner is None else self._join(self.joiner, results)
+
+    def more(self) -> list[Any] | None:
+        """Of a lazy map the results that can be handed out next, as soon as there are some; None: that was all."""
+        while not self.is_over:
+            collected = self.collector.collected
+            self.is_over = self._go_on()
+            ready = self._finish() if self.is_over else self.collector.hand_out()
+            if ready:
+                return ready
+            if self.all_gathered and not self.is_over:
+                self._doze(self.collector.collected > collected)
+        return None
+
+    def begin(self) -> None:
+        """Make the job known, and have workers for it."""
+        self._publish()
         self.segment.wake(self.n_jobs)
         if not self.supervisor.living and self._is_little():
             self._try_one_worker()
-        while True:
-            all_gathered = self.supervisor.gather()
-            if self.joiner is not None:
-                self.joiner.consider(self.collector.sample)
-            if self.recovery is not None:
-                self._recover(self.recovery, size)
-            if self.feed is not None:
-                self._feed()
-            elif self.job.max_tasks_active is not None:
-                self._open_window(size)
-            if self._is_done():
-                break
-            if all_gathered:
-                self._check_none_lost()
-            self.supervisor.start_workers(self.workers, self._has_unclaimed)
-            if all_gathered:
-                self.supervisor.sleep(self._grain())
+
+    def _go_on(self) -> bool:
+        """Gather what is there, and decide what comes next. Returns whether the map is done."""
+        self.all_gathered = self.supervisor.gather()
+        if self.joiner is not None:
+            self.joiner.consider(self.collector.sample)
+        if self.recovery is not None:
+            self._recover(self.recovery)
+        if self.feed is not None:
+            self._feed()
+        elif self.most_active is not None:
+            self._open_window()
+        if self._is_done():
+            return True
+        if self.all_gathered:
+            self._check_none_lost()
+        self.supervisor.start_workers(self.workers, self._has_unclaimed)
+        return False
+
+    def _doze(self, busy: bool) -> None:
+        """Sleep until there may be something to hand out: much, if tasks are quick; anything, if nothing comes soon."""
+        grain = self._stream_grain() if busy else 1
+        self.supervisor.sleep(grain, time.monotonic_ns() + FLUSH_NS if grain > 1 else None)
+
+    def _finish(self) -> list[Any]:
+        """The results, or those that were not handed out yet."""
         if self.recovery is not None:  # so far nobody knew that no more would come
             self.segment.finish_input(self._published)
             self.segment.wake(self.n_jobs)
-        if self.feed is not None:
-            size = self.feed.tasks
-        results = self.collector.finish(size)
-        return results if self.joiner is None else self._join(self.joiner, results)
+        return self.collector.finish(self.size if self.feed is None else self.feed.tasks)
 
     @property
     def _input_rows(self) -> RowKind:
@@ -124,19 +210,18 @@ class MapRun:
                 self.supervisor.sleep(FEW_TASKS * self.n_jobs, deadline)
         self.workers = every
 
-    def _publish(self) -> int:
-        """Make the job known; returns the number of places in the list of results."""
+    def _publish(self) -> None:
         job, options = self.job, self.supervisor.options
-        size = len(self.range) if self.range is not None else 0
+        places = self.size
         whole = int(job.chunk_size) if job.chunk_size is not None else 0
         if self.range is None:
             self.feed = self._make_feed()
-            exact = type(job.iterable) in (list, tuple, range, Slices)
-            size = job.length if exact and job.length is not None else 0
+            exact = type(job.iterable) in (list, tuple, range, Slices) and not job.lazy
+            places = job.length if exact and job.length is not None else 0
         flags = (0 if options.keep_alive else JOB_LAST) | (JOB_KEEP_GOING if job.return_exceptions else 0)
-        self.window = 0 if self.range is None else min(size, job.max_tasks_active or size)
+        self.window = min(self.size, self.most_active or self.size)
         number = self.segment.publish(
-            range_units=size if self.range is not None else 0,
+            range_units=self.size,
             flags=flags,
             range_start=self.range.start if self.range is not None else 0,
             range_step=self.range.step if self.range is not None else 0,
@@ -147,14 +232,15 @@ class MapRun:
             lifespan=job.worker_lifespan or 0,
             spec_blob=self.supervisor.blob,
             avail=self.window,
-            total=None if self.range is None or job.outlives_workers else size,
+            total=None if self.range is None or job.outlives_workers else self.size,
             limits=job.limits.ns,
         )
         feed = self.feed
         if job.outlives_workers:
             self.recovery = self._make_recovery()
             feed = self.recovery.feed
-        self.collector.begin(number, size, feed, self._revive if job.return_exceptions else None)
+        revive = self._revive if job.return_exceptions else None
+        self.collector.begin(number, self.window if job.lazy else places, feed, revive, job.lazy, job.ordered)
         if job.join:
             assert isinstance(job.iterable, Slices)
             in_place = self.supervisor.keeps_places != self.supervisor.version
@@ -163,7 +249,6 @@ class MapRun:
             is_shared = options.keep_alive and expected is not None
             reach = _nobody if is_shared else self.supervisor.reach
             self.joiner = Joiner(self.segment, job.iterable, job.out, reach, expected, in_place)
-        return size
 
     def _make_feed(self) -> Feed:
         job = self.job
@@ -192,10 +277,10 @@ class MapRun:
         self.supervisor.tell_of_dill(error)
         return error
 
-    def _recover(self, recovery: Recovery, size: int) -> None:
+    def _recover(self, recovery: Recovery) -> None:
         """Give to others what dead workers have left: of a range, when all of it may be claimed."""
         self.supervisor.settle(recovery)
-        if not recovery.is_open or (self.range is not None and self.window < size):
+        if not recovery.is_open or (self.range is not None and self.window < self.size):
             return
         if recovery.give_again():
             self.segment.wake(self.n_jobs)
@@ -218,8 +303,7 @@ class MapRun:
 
     def _is_done(self) -> bool:
         if self.feed is None:
-            assert self.range is not None
-            return self.collector.collected == len(self.range)
+            return self.collector.collected == self.size
         feed = self.feed
         return feed.exhausted and not feed.has_pending and self.collector.collected == feed.tasks
 
@@ -243,14 +327,25 @@ class MapRun:
         if self.joiner is not None and not self.joiner.considered:
             return 1
         left = None if self.job.length is None else self.job.length - self.collector.collected
-        return collect_grain(left, self.n_jobs, self.job.max_tasks_active)
+        return collect_grain(left, self.n_jobs, self.most_active)
 
-    def _open_window(self, size: int) -> None:
-        assert self.job.max_tasks_active is not None
+    def _stream_grain(self) -> int:
+        """How many results of one worker come in the time for which they may be held back."""
+        task_ns = self._task_ns()
+        return 1 if task_ns is None else bounded_grain(FLUSH_NS / max(task_ns, 1), self.n_jobs, self.most_active)
+
+    @property
+    def _done_with(self) -> int:
+        """Tasks that are no longer active: collected; if results wait for those before them, handed out."""
+        return self.collector.first if self.job.lazy and self.job.ordered else self.collector.collected
+
+    def _open_window(self) -> None:
+        assert self.most_active is not None
         inactive = 0 if self.recovery is None else self.recovery.inactive
-        window = min(size, self.collector.collected + inactive + self.job.max_tasks_active)
+        window = min(self.size, self._done_with + inactive + self.most_active)
         if window > self.window:
             self.window = window
+            self.collector.expect(window)
             self.segment.raise_avail(window)
         self.segment.wake(self.n_jobs)
 
@@ -269,7 +364,7 @@ class MapRun:
         while not feed.exhausted or feed.has_pending:
             if not feed.has_pending:
                 unclaimed = feed.published - self.segment.claimed()
-                most = schedule.may_feed(feed.tasks, self.collector.collected, unclaimed)
+                most = schedule.may_feed(feed.tasks, self._done_with, unclaimed)
                 size = min(most, schedule.next_size(feed.tasks, task_ns))
                 if size == 0 or feed.encode(size, PATIENCE_NS, self.chunk_bytes) == 0:
                     break

@@ -20,6 +20,9 @@ from fastpool.supervisor import Supervisor
 
 EXIT_PRIORITY = 15  # of multiprocessing's own pools: before it joins the children that are left
 
+IS_OVER = "the pool was stopped before this lazy map was exhausted: there are no more results of it"
+IS_UNFINISHED = "this pool is busy: a lazy map of it is unfinished (exhaust its generator, or call its close())"
+
 
 class WorkerPool:
     """A pool of worker processes.
@@ -281,7 +284,8 @@ class WorkerPool:
 
         The parameters are checked at once; workers start with the first ``next``. While the generator is not asked for
         a result the input is not read on, and workers go on as far as `max_tasks_active` and shared memory let them.
-        With `max_tasks_active` the memory it takes does not depend on the length of the input.
+        With `max_tasks_active` the memory it takes does not depend on the length of the input. Nor are time limits enforced
+        then: a task that is late is found to be so when the next result is asked for.
 
         The generator may be left at any time (``break``, ``close``): what is not begun is not done then. Tasks that run
         go on to their end, and the pool's next map waits for that; :meth:`terminate` does not. While the generator is
@@ -356,18 +360,29 @@ class WorkerPool:
 
     def _imap(self, given: dict[str, Any], ordered: bool) -> Iterator[Any]:
         job = make_map_job(self._supervisor.options, lazy=True, ordered=ordered, **given)
-        raise NotImplementedError(job)
+        return mapping.iterate(self._supervisor, job, self._turn)
 
     @contextlib.contextmanager
-    def _exclusively(self) -> Iterator[None]:
-        """Refuse to go on while a map runs, in another thread or (from its input) in this one.
+    def _turn(self, run: mapping.MapRun | None) -> Iterator[None]:
+        """A step of a lazy map, the first one if there is no `run` yet."""
+        with self._exclusively(run):
+            if run is None:
+                self._make_finalizer()
+            yield
+
+    @contextlib.contextmanager
+    def _exclusively(self, lazy: object = None) -> Iterator[None]:
+        """Refuse to go on while a map runs, in another thread or (from its input) in this one, or is unfinished and not
+        the `lazy` one that is to go on.
 
         A KeyboardInterrupt may come before the release: then this thread, and only it, can still use the pool.
         """
-        mine = self._thread.acquire(blocking=False)
+        mine = self._thread.acquire(blocking=lazy is not None)  # who holds it then refuses to go on, or ends the pool
         try:
             if not mine or self._supervisor.running:
                 raise RuntimeError("this pool is busy: another map of it is running")
+            if self._supervisor.unfinished is not lazy:
+                raise RuntimeError(IS_OVER if self._supervisor.unfinished is None else IS_UNFINISHED)
             yield
         finally:
             if mine:
@@ -400,7 +415,7 @@ class WorkerPool:
         Exception
             What an exit function raised.
         """
-        with self._exclusively():
+        with self._exclusively(self._supervisor.unfinished):
             try:
                 self._supervisor.stop()
             finally:
@@ -423,7 +438,7 @@ class WorkerPool:
             self._thread.release()
 
     def _terminate(self) -> None:
-        with self._exclusively():
+        with self._exclusively(self._supervisor.unfinished):
             self._supervisor.terminate()
             self._forget_finalizer()
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from fastpool import functions, remote, spawning, worker
 from fastpool._collect import Collector
+from fastpool._feed import Feed
 from fastpool._native import Segment
 from fastpool._signals import uninterrupted
 from fastpool.arrays import public_spaces, shared_memory
@@ -51,8 +52,11 @@ class Supervisor:
         self.exit_results: list[Any] = []
         self._is_ending = False  # :meth:`terminate` has begun and not come to its end
         self._starts_afresh = True  # the next worker to be started is the first
-        self.running = False  # a map is
+        self.running = False  # this process's own part of a map is
+        self.unfinished: object = None  # the lazy map that is neither exhausted nor left
         self.limits = NO_LIMITS  # of the last map
+        self._was_left = False  # one was, and workers may still hold something of it
+        self._left_feed: Feed | None = None  # of that map
         self._enders: set[object] = set()  # see :meth:`ended_by_another_thread`
         self._segment: Segment | None = None
         self._collector: Collector | None = None
@@ -76,29 +80,68 @@ class Supervisor:
 
     # ---------------------------------------------------------------- the map
 
-    def map_call(self, new: Functions, outlives_workers: bool, body: Callable[[], list[Any]]) -> list[Any]:
-        """Run a map with these functions. On any error all workers are stopped, and the error is raised.
+    def attempt(self, part: Callable[[], Any]) -> Any:
+        """Do a part of a map. On any error all workers are stopped, and the error is raised.
 
         No context manager: an interrupt at the end of one could leave `running` set.
         """
+        self._check_owner()
         try:
             self.running = True
-            self.deaths = [] if outlives_workers else None
-            self._prepare(new)
-            results = body()
-            if not self.options.keep_alive:
-                self._see_out()
-            for death in self.deaths or ():
-                logger.warning("%s", death.error([]))  # all results were there
-            self._take_exit_results()
-            return results
+            return part()
         except BaseException as error:
             self.terminate()
             self.tell_of_dill(error)
             raise
         finally:
-            self.deaths = None
             self.running = False
+
+    def begin(self, new: Functions, outlives_workers: bool) -> None:
+        """Be ready for a map with these functions."""
+        self._check_ended()
+        self.forget_unfinished()
+        self.deaths = [] if outlives_workers else None
+        self._prepare(new)
+
+    def end(self) -> None:
+        """All results of the map are there."""
+        if not self.options.keep_alive:
+            self._see_out()
+        for death in self.deaths or ():
+            logger.warning("%s", death.error([]))
+        self._take_exit_results()
+        self.deaths = self.unfinished = None
+
+    @uninterrupted
+    def leave(self) -> None:
+        """No more results of the lazy map are wanted. Workers go on to the end of the tasks that run."""
+        if os.getpid() != self.owner_pid:
+            return
+        self._left_feed = self.collector.feed
+        self.collector.drop()
+        self.segment.abandon_job()
+        if not self.options.keep_alive:
+            self._command_stop()
+        self.unfinished, self._was_left = None, True
+
+    def forget_unfinished(self) -> None:
+        """Wait until no worker holds anything of a lazy map that was left."""
+        if not self._was_left:
+            return
+        at_rest = False
+        while not at_rest:
+            if self.gather():
+                at_rest = self.segment.is_at_rest
+                if not at_rest:
+                    self.sleep(1)
+        self.collector.catch_up()
+        if not self.options.keep_alive:
+            self._see_out()
+        self._take_exit_results()
+        if self._left_feed is not None:
+            self._left_feed.release()
+        self.collector.abandon()
+        self.deaths, self._left_feed, self._was_left = None, None, False
 
     def tell_of_dill(self, error: BaseException) -> None:
         """So that it is not advised to those who use it."""
@@ -106,8 +149,6 @@ class Supervisor:
             error.use_dill = self.options.use_dill
 
     def _prepare(self, new: Functions) -> None:
-        self._check_owner()
-        self._check_ended()
         if self._is_ending:
             self.terminate()
         if self._segment is None:
@@ -344,6 +385,8 @@ class Supervisor:
         method = self.options.start_method
         death = Death(worker_id, popen.pid, exitcode, state, units, certain, process.job, method, process.late)
         self.segment.declare_dead(worker_id)
+        if self._was_left and death.late is not None and state != "exiting":
+            return  # like an exception, which nobody waits for either
         if self.deaths is None or death.ends_every_map:
             lost = Elimination(self.segment, self.collector, self._workers).lost_by(death)
             raise death.error(lost)
@@ -425,11 +468,17 @@ class Supervisor:
         if self._segment is None or os.getpid() != self.owner_pid:
             return
         try:
-            for worker_id in list(self._workers):
-                self.segment.command_stop(worker_id)
+            if self.unfinished is not None:
+                self.leave()
+            self.forget_unfinished()
+            self._command_stop()
             self._see_out()
         finally:
             self.terminate()
+
+    def _command_stop(self) -> None:
+        for worker_id in list(self._workers):
+            self.segment.command_stop(worker_id)
 
     @contextlib.contextmanager
     def ended_by_another_thread(self) -> Iterator[None]:
@@ -481,7 +530,8 @@ class Supervisor:
             self._take_exit_results()
             self._collector.abandon()
             self._collector = None
-        self._functions = self._blob = None
+        self._functions = self._blob = self.deaths = self.unfinished = self._left_feed = None
+        self._was_left = False
         self._drop_shared_objects()
         for process in (*self._workers.values(), *self._leaving):
             process.reap(block=True)

@@ -386,6 +386,49 @@ def test_within_a_pool() -> None:
     assert (caught.value.task, caught.value.limit) == (1, SHORT)
 
 
+# ---------------------------------------------------------------- lazy maps
+
+
+@pytest.mark.parametrize("name", ["imap", "imap_unordered"])
+def test_lazy_maps(name: str) -> None:
+    with WorkerPool(n_jobs=2) as pool:
+        lazy = getattr(pool, name)(StuckAt(5, sleep_in_c), range(20), chunk_size=1, task_timeout=SHORT)
+        found = []
+        with pytest.raises(WorkerTimeoutError, match="task 5"):
+            found.extend(lazy)
+        results = list(getattr(pool, name)(StuckAt(5), range(20), task_timeout=SHORT, return_exceptions=True))
+    errors = [result for result in results if isinstance(result, WorkerTimeoutError)]
+    assert [error.task for error in errors] == [5]
+    rest = [result for result in results if result not in errors]
+    assert sorted(rest) == [x for x in range(20) if x != 5]
+    if name == "imap":
+        assert results[5] is errors[0]
+
+
+def test_map_unordered() -> None:
+    with WorkerPool(n_jobs=2) as pool, pytest.raises(WorkerTimeoutError, match="task 5"):
+        pool.map_unordered(StuckAt(5), range(20), task_timeout=SHORT)
+
+
+def test_the_consumers_time_is_no_tasks_time() -> None:
+    with WorkerPool(n_jobs=2) as pool:
+        for x, result in enumerate(pool.imap(StuckAt(-1), range(6), chunk_size=1, task_timeout=SHORT)):
+            assert result == x
+            time.sleep(1.5 * SHORT)
+
+
+@pytest.mark.parametrize("keep_alive", [False, True])
+@pytest.mark.parametrize("options", [{}, {"return_exceptions": True}])
+def test_a_late_task_of_a_map_that_was_left(keep_alive: bool, options: dict[str, Any]) -> None:
+    """Nobody waits for its result, but the next map does for its end: the limit holds, and nobody is told."""
+    with WorkerPool(n_jobs=2, keep_alive=keep_alive) as pool:
+        for _ in range(2):
+            lazy = pool.imap(StuckAt(3, sleep_in_c), range(20), chunk_size=1, task_timeout=SHORT, **options)
+            assert [next(lazy), next(lazy), next(lazy)] == [0, 1, 2]
+            lazy.close()  # type: ignore[attr-defined]
+            assert pool.map(abs, range(-9, 0)) == list(range(9, 0, -1))
+
+
 # ---------------------------------------------------------------- the sentence
 
 
