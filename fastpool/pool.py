@@ -283,9 +283,8 @@ class WorkerPool:
         there.
 
         The parameters are checked at once; workers start with the first ``next``. While the generator is not asked for
-        a result the input is not read on, and workers go on as far as `max_tasks_active` and shared memory let them.
-        With `max_tasks_active` the memory it takes does not depend on the length of the input. Nor are time limits enforced
-        then: a task that is late is found to be so when the next result is asked for.
+        a result the input is not read on, no time limit is enforced, and workers go on as far as `max_tasks_active` and
+        shared memory let them. With `max_tasks_active` the memory it takes does not depend on the length of the input.
 
         The generator may be left at any time (``break``, ``close``): what is not begun is not done then. Tasks that run
         go on to their end, and the pool's next map waits for that; :meth:`terminate` does not. While the generator is
