@@ -305,8 +305,8 @@ def test_encoding_is_no_tasks_time() -> None:
 def test_pool_that_rests_is_not_watched() -> None:
     with WorkerPool(n_jobs=2, keep_alive=True) as pool:
         for _ in range(3):
-            assert pool.map(abs, range(10), task_timeout=SHORT, worker_init_timeout=SHORT) == list(range(10))
-            time.sleep(1.5 * SHORT)
+            assert pool.map(abs, range(10), task_timeout=0.5, worker_init_timeout=0.5) == list(range(10))
+            time.sleep(0.6)
 
 
 def test_limits_end_with_their_map() -> None:
