@@ -212,6 +212,7 @@ def more_options(pick: random.Random, plan: Plan) -> None:
             plan.options.pop("n_splits", None)
     plan.options |= pick.choice([{}, {}, {"max_tasks_active": pick.choice([1, 10, 500])}])
     plan.options |= pick.choice([{}, {}, {"worker_lifespan": pick.choice([5, 50, 500])}])
+    plan.options |= pick.choice([{}, {}, {"task_timeout": 60}])
     if plan.method in LAZY and pick.random() < 0.3:
         plan.most = pick.choice([0, 1, 20])
 

@@ -1,5 +1,6 @@
 #include "board.h"
 
+#include "platform.h"
 #include "points.h"
 
 static const char *const names[FP_STATES] = {
@@ -41,7 +42,7 @@ void fp_line_reset(fp_line *line) {
   atomic_store_explicit(&line->claim, 0, memory_order_relaxed);
   atomic_store_explicit(&line->job, 0, memory_order_relaxed);
   atomic_store_explicit(&line->news, 0, memory_order_relaxed);
-  atomic_store_explicit(&line->task_start, 0, memory_order_relaxed);
+  atomic_store_explicit(&line->call_until, 0, memory_order_relaxed);
   atomic_store_explicit(&line->pid, 0, memory_order_relaxed);
   atomic_store_explicit(&line->tasks, 0, memory_order_relaxed);
   atomic_store_explicit(&line->tasks_ns, 0, memory_order_relaxed);
@@ -53,4 +54,14 @@ void fp_line_reset(fp_line *line) {
   atomic_store_explicit(&line->reads_owner, FP_READS_UNKNOWN, memory_order_relaxed);
   atomic_store_explicit(&line->generation, generation + 1, memory_order_relaxed);
   atomic_store_explicit(&line->state, FP_STARTING, memory_order_release);
+}
+
+int fp_call_condemn(fp_line *line, fp_control *control, uint64_t until, int fence_each) {
+  atomic_store_explicit(&control->condemned, until, memory_order_release); /* P1 */
+  fp_fence();
+  int result = fence_each ? 0 : fp_barrier_all();
+  if (result >= 0 && atomic_load_explicit(&line->call_until, memory_order_acquire) == until)
+    return 1; /* P2 */
+  atomic_store_explicit(&control->condemned, 0, memory_order_release);
+  return result < 0 ? result : 0;
 }

@@ -85,6 +85,9 @@ static fp_terms copy_terms(const fp_job *job, uint64_t number) {
       COPY(spec_offset),
       COPY(spec_bytes),
       COPY(spec_sum),
+      COPY(task_limit),
+      COPY(init_limit),
+      COPY(exit_limit),
   };
 #undef COPY
 }

@@ -33,6 +33,9 @@ typedef struct {
   uint64_t spec_offset;
   uint64_t spec_bytes;
   uint64_t spec_sum;
+  uint64_t task_limit;
+  uint64_t init_limit;
+  uint64_t exit_limit;
 } fp_terms;
 
 /* Parent. Close the gate (A): nobody can claim until fp_gate_open. Returns the number of the job to come, which is in

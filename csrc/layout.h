@@ -41,7 +41,7 @@ typedef struct {
 
 enum {
   FP_JOB_LAST = 1,       /* workers stop when the job is exhausted */
-  FP_JOB_TIMED = 2,      /* task_start and counters after every task */
+  FP_JOB_TIMED = 2,      /* counters after every task */
   FP_JOB_KEEP_GOING = 4, /* a task's exception is its result: the worker goes on with the next one */
 };
 
@@ -63,6 +63,9 @@ typedef struct {
   _Atomic uint64_t spec_offset; /* pickled functions, in a block; 0: none */
   _Atomic uint64_t spec_bytes;
   _Atomic uint64_t spec_sum;
+  _Atomic uint64_t task_limit; /* ns that a call of each function may take; 0: any */
+  _Atomic uint64_t init_limit;
+  _Atomic uint64_t exit_limit;
   /* progress of the input: parent */
   _Alignas(FP_LINE_BYTES) _Atomic uint64_t avail; /* units that may be claimed */
   _Atomic uint64_t total;                         /* units in all, or FP_TOTAL_UNKNOWN */
@@ -114,7 +117,9 @@ typedef struct {                                  /* the worker, except where no
   _Atomic uint64_t job;                           /* number of the job it joined last; 0: none yet */
   _Atomic uint32_t state;                         /* fp_state; DEAD by the parent */
   _Atomic uint32_t news;
-  _Atomic uint64_t task_start; /* monotonic ns; 0: in no task, or the job is not TIMED */
+  _Atomic uint64_t
+      call_until; /* monotonic ns: when the time of the task, init or exit function that runs is over;
+                                  0: none runs that has a limit */
   _Atomic int32_t pid;
   _Atomic uint32_t generation; /* parent, before it starts the worker */
   _Atomic uint64_t tasks;      /* tasks done since it started */
@@ -146,6 +151,7 @@ typedef struct {                                 /* the parent: the lane's contr
   _Atomic uint64_t wake_at;                      /* ring when committed reaches it */
   _Atomic uint64_t abandon;                      /* drop jobs with numbers up to this one */
   _Atomic uint32_t command;                      /* FP_CMD_* */
+  _Atomic uint64_t condemned;                    /* call_until of a call that nothing may come of; 0: none */
 } fp_control;
 
 typedef enum {

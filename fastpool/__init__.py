@@ -13,6 +13,7 @@ from fastpool.errors import (
     RemoteError,
     SerializationError,
     WorkerDiedError,
+    WorkerTimeoutError,
 )
 from fastpool.machine import cpu_count
 from fastpool.pool import WorkerPool
@@ -26,6 +27,7 @@ __all__ = [
     "SerializationError",
     "WorkerDiedError",
     "WorkerPool",
+    "WorkerTimeoutError",
     "asshared",
     "cpu_count",
     "empty",

@@ -90,6 +90,7 @@ cdef class Collector:
     cdef readonly uint64_t placed     # of these, how many lie where the plan wants them
     cdef readonly object sample       # (task, result) of the first that is neither placed nor a number, or None
     cdef readonly list failures       # (worker, phase, task or None, payload) of exceptions, in order of arrival
+    cdef uint64_t patience            # end of the silence that the parent listens to; 0: none has begun
     cdef readonly object rested_at    # after a silence: units claimed by workers that all rested before; else None
     cdef readonly list exits          # results of exit functions, in order of arrival
 
@@ -132,7 +133,7 @@ cdef class Collector:
         self.job = number & 0xFF
         self.feed = feed
         self.revive = revive
-        self.collected = self.placed = self.first = 0
+        self.collected = self.placed = self.first = self.patience = 0
         self.handed_out = size
         self.failures.clear()
         self.sample = self.rested_at = None
@@ -435,23 +436,28 @@ cdef class Collector:
     def wait(self, uint64_t grain, deadline_ns=None) -> bool:
         """Sleep until some worker has `grain` more results, or brings news, or a worker's process ends.
 
-        Returns whether a process ended (``segment.ended()`` says whose). Returns also after SILENCE_NS, having rung all
-        workers: nothing that damage may have silenced is waited for for ever.
+        Returns whether a process ended (``segment.ended()`` says whose). Returns also after SILENCE_NS, in this wait
+        and those before it that ended at their deadlines, having rung all workers: nothing that damage may have
+        silenced is waited for for ever.
         """
         cdef uint64_t deadline = FP_NEVER if deadline_ns is None else deadline_ns
-        cdef uint64_t patience = now_ns() + SILENCE_NS
         cdef int worker
         cdef int why
         self.rested_at = None
+        if self.patience == 0:
+            self.patience = now_ns() + SILENCE_NS
         for worker in range(self.segment.lanes):
             self.watch.wake_at[worker] = self.readers[worker].taken + grain
             poke(fp_control_of(self.segment.at, worker).wake_at, self.watch.wake_at[worker])
         try:
-            why = self.segment.wait_as_parent(has_news, &self.watch, min(deadline, patience))
+            why = self.segment.wait_as_parent(has_news, &self.watch, min(deadline, self.patience))
         finally:
             for worker in range(self.segment.lanes):
                 poke(fp_control_of(self.segment.at, worker).wake_at, FP_NEVER)
-        if why == FP_WAIT_TIMEOUT and patience <= deadline:
+        if why == FP_WAIT_TIMEOUT and deadline < self.patience:
+            return False
+        self.patience = 0
+        if why == FP_WAIT_TIMEOUT:
             self.rested_at = self.segment.all_claimed_at_rest()
             self.segment.ring_everybody()
         return why == FP_WAIT_HANDLE

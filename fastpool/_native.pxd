@@ -86,6 +86,9 @@ cdef extern from "layout.h" nogil:
         uint64_t spec_offset
         uint64_t spec_bytes
         uint64_t spec_sum
+        uint64_t task_limit
+        uint64_t init_limit
+        uint64_t exit_limit
         uint64_t avail
         uint64_t total
         uint64_t hungry_at
@@ -114,7 +117,7 @@ cdef extern from "layout.h" nogil:
         uint64_t job
         uint32_t state
         uint32_t news
-        uint64_t task_start
+        uint64_t call_until
         int32_t pid
         uint32_t generation
         uint64_t tasks
@@ -138,6 +141,7 @@ cdef extern from "layout.h" nogil:
         uint64_t wake_at
         uint64_t abandon
         uint32_t command
+        uint64_t condemned
 
     ctypedef struct fp_record:
         uint64_t closed
@@ -275,6 +279,9 @@ cdef extern from "claim.h" nogil:
         uint64_t spec_offset
         uint64_t spec_bytes
         uint64_t spec_sum
+        uint64_t task_limit
+        uint64_t init_limit
+        uint64_t exit_limit
     uint64_t fp_claim_number(uint64_t word)
     uint64_t fp_claim_index(uint64_t word)
 
@@ -332,6 +339,8 @@ cdef extern from "lane.h" nogil:
 
 cdef extern from "board.h" nogil:
     void fp_line_news(fp_line *line)
+    void fp_call_begin(fp_line *line, uint64_t until)
+    int fp_call_end(fp_line *line, const fp_control *control, uint64_t until, int fence_each)
 
 
 cdef extern from "arena.h" nogil:
@@ -421,6 +430,8 @@ cdef class Segment(Arena):
     cdef readonly bint closed
     cdef readonly uint64_t number  # of the job published last; a worker keeps the one it was forked with
     cdef readonly uint64_t range_units  # of that job
+    cdef uint64_t shortest  # of that job's time limits, in ns; 0: it has none
+    cdef uint64_t longest   # of all jobs'
 
     cdef void _release(self)
     cdef void _unlend(self)

@@ -74,6 +74,7 @@ cdef extern from "board.h" nogil:
     const char *fp_state_name(uint32_t state)
     int fp_state_move(fp_line *line, uint32_t to)
     void fp_line_reset(fp_line *line)
+    int fp_call_condemn(fp_line *line, fp_control *control, uint64_t until, int fence_each)
 
 cdef extern from "arena.h" nogil:
     const uint64_t FP_WARM_BYTES
@@ -481,6 +482,10 @@ cdef class Detached:
         self.status_fd = -1
 
 
+cdef enum:
+    SKEW_NS = 1_000_000  # that two processors' clocks may differ by
+
+
 cdef tuple _bell_tally(const fp_bell *bell):
     return bell.sleeps, load(bell.rung), load(bell.drained)
 
@@ -848,12 +853,48 @@ cdef class Segment(Arena):
                 self.ring_worker(worker)
                 count -= 1
 
+    # ------------------------------------------------------------ time limits
+
+    def late_calls(self) -> tuple[list[tuple[int, int]], int | None]:
+        """Workers in whose task, init or exit function the time is over, and when it was; and when to look again, on
+        the monotonic clock in ns (None: never)."""
+        cdef uint64_t until, now, again
+        cdef int worker
+        cdef list late = []
+        if self.longest == 0:
+            return late, None
+        again = now_ns() + self.shortest if self.shortest else FP_NEVER  # for calls that begin after this look
+        for worker in range(self.lanes):
+            until = load(fp_line_of(self.at, worker).call_until)
+            if until == 0 or not self.pids[worker] or load(fp_control_of(self.at, worker).condemned):
+                continue
+            now = now_ns()
+            if until > now + self.longest + SKEW_NS:
+                raise DamagedMemoryError(f"the time limit of worker {worker}")
+            if until <= now:
+                late.append((worker, until))
+            else:
+                again = min(again, until)
+        return late, None if again == FP_NEVER else again
+
+    def condemn(self, int worker, uint64_t until) -> bool:
+        """Let nothing come of the worker's call whose time was over at `until`. False: it had ended, and its worker
+        goes on."""
+        cdef int code = fp_call_condemn(fp_line_of(self.at, worker), fp_control_of(self.at, worker), until,
+                                        self.at.fence_each)
+        if code == 0:
+            self.ring_worker(worker)
+        return check(code, "a barrier before a worker is killed") == 1
+
     # ------------------------------------------------------------ jobs
 
     def publish(self, *, uint64_t range_units, uint64_t flags, int64_t range_start, int64_t range_step,
                 uint64_t chunk_fixed, uint64_t chunk_ns, uint32_t n_workers, uint32_t spec, uint64_t lifespan,
-                bytes spec_blob, avail, total) -> int:
-        """Close the gate, describe the job, open the gate; returns the job's number."""
+                bytes spec_blob, avail, total, limits=(0, 0, 0)) -> int:
+        """Close the gate, describe the job, open the gate; returns the job's number.
+
+        `limits`: ns that a call of the task, init and exit function may take; 0: any.
+        """
         cdef uint64_t number = fp_gate_close(self.at)
         cdef fp_job *job = &self.at.job
         self.drop_spec()
@@ -866,6 +907,9 @@ cdef class Segment(Arena):
         job.n_workers = n_workers
         job.spec = spec
         job.lifespan = lifespan
+        job.task_limit, job.init_limit, job.exit_limit = limits
+        self.shortest = min(filter(None, limits), default=0)
+        self.longest = max(self.longest, *limits)
         store(job.hungry_at, FP_NEVER)
         store(job.avail, <uint64_t>avail)
         store(job.total, FP_TOTAL_UNKNOWN if total is None else <uint64_t>total)
@@ -982,6 +1026,7 @@ cdef class Segment(Arena):
 
     def empty_line(self, int worker) -> None:
         """Make a line ready for the next worker. The last one writes no more."""
+        store(fp_control_of(self.at, worker).condemned, 0)
         fp_line_reset(fp_line_of(self.at, worker))
         self.came_up[worker] = False
 

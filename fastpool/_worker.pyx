@@ -17,9 +17,9 @@ from fastpool._native cimport (
     FP_EXITING, FP_IDLE, FP_INDEX_CLOSED, FP_INITIALIZING, FP_JOB_KEEP_GOING, FP_JOB_LAST, FP_KIND_FLOAT64,
     FP_KIND_INT64, FP_KIND_PACKED, FP_KIND_PICKLE, FP_KIND_TAGGED, FP_PHASE_EXIT, FP_PHASE_INIT, FP_PHASE_TASK,
     FP_RUNNING, FP_TOTAL_UNKNOWN, SIG_BLOCK, SIG_SETMASK, Segment, claim_drop, claim_join, claim_next, fp_align, fp_at,
-    fp_claim_index, fp_claim_number, fp_control, fp_control_of, fp_feed_of, fp_feed_slot, fp_job, fp_kind_of, fp_line,
-    fp_line_news, fp_line_of, fp_record, fp_segment, fp_terms, load, memory_expect, move_state, now_ns, peek, poke,
-    pthread_sigmask, sigfillset, sigset_t, store,
+    fp_call_begin, fp_call_end, fp_claim_index, fp_claim_number, fp_control, fp_control_of, fp_feed_of, fp_feed_slot,
+    fp_job, fp_kind_of, fp_line, fp_line_news, fp_line_of, fp_record, fp_segment, fp_terms, load, memory_expect,
+    move_state, now_ns, peek, poke, pthread_sigmask, sigfillset, sigset_t, store,
 )
 from fastpool._nursery cimport install, nursery
 from fastpool._packed cimport KEEP_BYTES
@@ -99,6 +99,15 @@ cdef int has_work(void *context) noexcept nogil:
         return 1
     total = load(look.segment.job.total)
     return look.starved and total != FP_TOTAL_UNKNOWN and fp_claim_index(word) >= total
+
+
+cdef struct Sentence:  # what a worker waits for whose call is condemned
+    const fp_control *control
+    uint64_t until
+
+cdef int is_pardoned(void *context) noexcept nogil:
+    cdef Sentence *sentence = <Sentence *>context
+    return load(sentence.control.condemned) != sentence.until
 
 
 cdef enum:
@@ -425,7 +434,7 @@ cdef class Loop:
             what = "worker_exit"
             try:
                 if self.host.has_exit():
-                    value = self.host.finalize()
+                    value = self.call_timed(self.host.finalize, self.terms.exit_limit)
                     what = "exit result"
                     self.out.put(value)
             except BaseException as error:
@@ -448,7 +457,7 @@ cdef class Loop:
             self.out.phase = FP_PHASE_INIT
             self.out.number = 0
             try:
-                self.host.initialize()
+                self.call_timed(self.host.initialize, self.terms.init_limit)
             except BaseException as error:
                 self.report(error, "worker_init", None, None)
                 self.out.close()
@@ -552,6 +561,10 @@ cdef class Loop:
         cdef bytes description
         cdef sigset_t before
         try:
+            if self.terms.task_limit:
+                while elements.advance():
+                    elements.commit(self.call_task_timed(elements))
+                return True
             while elements.advance():
                 if elements.kind < FP_KIND_PICKLE:
                     result = self.call_single(elements.element)
@@ -578,6 +591,56 @@ cdef class Loop:
         finally:
             pthread_sigmask(SIG_SETMASK, &before, NULL)
         return False
+
+    # ------------------------------------------------------------ calls
+
+    cdef object call_task_timed(self, Elements elements):
+        """Call with the current element, and let the parent see when its time is over."""
+        cdef uint64_t until = self.begin_call(self.terms.task_limit)
+        try:
+            if elements.kind < FP_KIND_PICKLE:
+                return self.call_single(elements.element)
+            return self.call(elements.element)
+        finally:
+            self.end_call(until)
+
+    cdef object call_timed(self, method, uint64_t limit):
+        """Call a method of the host that runs a function of the user's, the same way if it has a limit."""
+        cdef uint64_t until
+        if limit == 0:
+            return method()
+        until = self.begin_call(limit)
+        try:
+            return method()
+        finally:
+            self.end_call(until)
+
+    cdef inline uint64_t begin_call(self, uint64_t limit) noexcept:
+        cdef uint64_t until = now_ns() + limit
+        fp_call_begin(self.line, until)
+        return until
+
+    cdef inline int end_call(self, uint64_t until) except -1:
+        """The user's function has returned."""
+        if not self.elements.foreign and fp_call_end(self.line, self.look.control, until, self.segment.at.fence_each):
+            self.await_sentence(until)
+        return 0
+
+    cdef int await_sentence(self, uint64_t until) except -1:
+        """The call took too long, and nothing comes of it: the parent is about to kill this process. It returns if the
+        parent finds that the call was over before."""
+        cdef Sentence sentence
+        sentence.control = self.look.control
+        sentence.until = until
+        raised = None
+        while not is_pardoned(&sentence):
+            try:
+                self.segment.wait_as_worker(self.worker, is_pardoned, &sentence)
+            except BaseException as error:  # of a signal handler
+                raised = error
+        if raised is not None:
+            raise raised
+        return 0
 
     cdef inline object call_single(self, object element):
         """Call with one argument after the leading ones."""

@@ -14,6 +14,7 @@ import numpy
 from fastpool.arrays import Array, Slices, cut
 from fastpool.functions import Function, Functions
 from fastpool.options import PoolOptions, check_int, shorten
+from fastpool.timeouts import NO_LIMITS, Limits, check_seconds
 
 INT64 = range(-(2**63), 2**63)
 MOST_RESULTS = sys.maxsize // 8
@@ -47,6 +48,8 @@ class MapJob:
         A failed task's exception is its result, and the map goes on.
     retries : int
         How often a task whose worker died is given to another one.
+    limits : Limits
+        How long a call of each function may take.
     lazy : bool
         Results are handed out one by one while the map runs.
     ordered : bool
@@ -64,6 +67,7 @@ class MapJob:
     out: Array | None = None
     return_exceptions: bool = False
     retries: int = 0
+    limits: Limits = NO_LIMITS
     lazy: bool = False
     ordered: bool = True
 
@@ -145,6 +149,11 @@ def make_map_job(
         worker_lifespan=None if worker_lifespan is None else min(worker_lifespan, MOST_UNITS),
         return_exceptions=return_exceptions,
         retries=check_int("retries", retries, least=0) or 0,
+        limits=Limits(
+            check_seconds("task_timeout", task_timeout),
+            check_seconds("worker_init_timeout", worker_init_timeout),
+            check_seconds("worker_exit_timeout", worker_exit_timeout),
+        ),
         lazy=lazy,
         ordered=ordered,
     )

@@ -96,6 +96,7 @@ class MapRun:
 
     def __init__(self, supervisor: Supervisor, job: MapJob) -> None:
         self.supervisor = supervisor
+        self.supervisor.limits = job.limits
         self.segment = supervisor.segment
         self.collector = supervisor.collector
         self.job = job
@@ -240,6 +241,7 @@ class MapRun:
             spec_blob=self.supervisor.blob,
             avail=self.window,
             total=None if self.range is None or job.outlives_workers else self.size,
+            limits=job.limits.ns,
         )
         feed = self.feed
         if job.outlives_workers:
@@ -376,6 +378,7 @@ class MapRun:
                     break
             if not self._publish_chunk(feed):
                 break
+            self.supervisor.look()  # the input may be slow, and long
         if feed.exhausted and not feed.has_pending:
             if self.recovery is None:
                 self.segment.finish_input(feed.published)

@@ -161,13 +161,25 @@ class WorkerPool:
             Called once in each worker that ran a task, when it ends; what it returns is in :meth:`get_exit_results`.
             With `keep_alive`, that of the last map is the one that runs: a RuntimeWarning if there was another. Threads
             that tasks have started and that are still there after it end with the worker.
+        task_timeout : int or float, optional
+            Seconds that `func` may take for one element, from its call to its return (sending arguments and results
+            takes no task's time). A worker in which it takes longer is killed, whatever it does there. The map ends
+            with a WorkerTimeoutError; with `return_exceptions` that is the task's result, and another worker goes on.
+            The task is not run again, whatever `retries` says. The caller keeps the time: while the input keeps it
+            waiting for an element, no limit is enforced before that element is there.
+        worker_init_timeout : int or float, optional
+            Seconds that `worker_init` may take in each worker; longer ends the map, also with `return_exceptions`.
+        worker_exit_timeout : int or float, optional
+            Seconds that `worker_exit` may take in each worker; longer ends the map (or :meth:`stop_and_join`, for which
+            the last map's limit holds) with a WorkerTimeoutError, although all results may have been there.
         out : numpy.ndarray, optional
             Of a map over an array: what the joined results are written into. If it is shared, workers do that without
             a copy.
         return_exceptions : bool, default False
             Put a failed task's exception in the place of its result, and go on. What a task raises is one; so is a
-            WorkerDiedError, of a task whose worker died too often. What `worker_init` raises still ends the map. Of a
-            map over an array whose chunks have not all succeeded the results are a list.
+            WorkerDiedError, of a task whose worker died too often, or a WorkerTimeoutError, of one that took too long.
+            What `worker_init` raises still ends the map. Of a map over an array whose chunks have not all succeeded the
+            results are a list.
         retries : int, default 0
             How often a task whose worker died is given to another worker before that counts as failure. A task whose
             result was there is never run again; of what a dead worker held, only the task that it was at may have been
@@ -189,6 +201,8 @@ class WorkerPool:
             stopped then, without their exit functions; the pool can be used again.
         WorkerDiedError
             A worker ended without being asked to, more often than `retries` allows.
+        WorkerTimeoutError
+            A task, `worker_init` or `worker_exit` took longer than its limit. It is a TimeoutError.
         SerializationError
             An argument, a result or an exception cannot be pickled, or not be unpickled; without fork, also a function
             or the shared objects.
@@ -269,9 +283,9 @@ class WorkerPool:
         there.
 
         The parameters are checked at once; workers start with the first ``next``. While the generator is not asked for
-        a result the input is not read on, and workers go on as far as `max_tasks_active` and shared memory let them.
-        With `max_tasks_active` the memory it takes does not depend on the length of the input. What can be handed out
-        before a failure is, then the exception is raised.
+        a result the input is not read on, no time limit is enforced, and workers go on as far as `max_tasks_active` and
+        shared memory let them. With `max_tasks_active` the memory it takes does not depend on the length of the input.
+        What can be handed out before a failure is, then the exception is raised.
 
         The generator may be left at any time (``break``, ``close``): what is not begun is not done then. Tasks that run
         go on to their end, and the pool's next map waits for that; :meth:`terminate` does not. While the generator is
@@ -396,6 +410,8 @@ class WorkerPool:
         ------
         WorkerDiedError
             A kept worker had ended without being asked to.
+        WorkerTimeoutError
+            An exit function took longer than the last map's `worker_exit_timeout`.
         Exception
             What an exit function raised.
         """

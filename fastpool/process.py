@@ -24,6 +24,7 @@ from typing import Any
 from fastpool._native import Detached, Segment
 from fastpool._signals import uninterrupted
 from fastpool.spawning import Descriptors, refusals_named, take
+from fastpool.timeouts import Late
 
 SERVER_DESCRIPTORS = 8  # that a start through the fork server has open at once
 EXIT_UNKNOWN = 255  # as in multiprocessing, where somebody else collected the status
@@ -311,6 +312,7 @@ class WorkerProcess(process.BaseProcess):
         self.descriptors = descriptors
         self.lent: tuple[int, ...] = ()  # the segment's descriptors for a worker that is no fork
         self.job = segment.number  # the current one when it was started
+        self.late: Late | None = None  # why it was killed
         self._main = main
 
     def run(self) -> None:

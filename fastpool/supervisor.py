@@ -27,6 +27,7 @@ from fastpool.options import PoolOptions
 from fastpool.process import WORKERS, WorkerProcess, bury_unknown
 from fastpool.recovery import Death, Elimination, Recovery
 from fastpool.serializer import make_serializer, make_worker_serializer
+from fastpool.timeouts import NO_LIMITS, make_late
 
 logger = logging.getLogger("fastpool")
 
@@ -53,6 +54,7 @@ class Supervisor:
         self._starts_afresh = True  # the next worker to be started is the first
         self.running = False  # this process's own part of a map is
         self.unfinished: object = None  # the lazy map that is neither exhausted nor left
+        self.limits = NO_LIMITS  # of the last map
         self._was_left = False  # one was, and workers may still hold something of it
         self._left_feed: Feed | None = None  # of that map
         self._enders: set[object] = set()  # see :meth:`ended_by_another_thread`
@@ -368,8 +370,8 @@ class Supervisor:
 
         Raises
         ------
-        WorkerDiedError
-            One of them had not been asked to end, and the map does not outlive that.
+        WorkerDiedError, WorkerTimeoutError
+            One of them had not been asked to end, or was killed, and the map does not outlive that.
         """
         for worker_id in ended:
             self._check_ended()
@@ -387,9 +389,12 @@ class Supervisor:
         exitcode = None if popen.status_lost else popen.returncode
         state = self.segment.state(worker_id)
         units, certain = self.segment.held_units(worker_id)
-        death = Death(worker_id, popen.pid, exitcode, state, units, certain, process.job, self.options.start_method)
+        method = self.options.start_method
+        death = Death(worker_id, popen.pid, exitcode, state, units, certain, process.job, method, process.late)
         self.segment.declare_dead(worker_id)
-        if self.deaths is None:
+        if self._was_left and death.late is not None and state != "exiting":
+            return  # like an exception, which nobody waits for either
+        if self.deaths is None or death.ends_every_map:
             lost = Elimination(self.segment, self.collector, self._workers).lost_by(death)
             raise death.error(lost)
         self.deaths.append(death)
@@ -414,13 +419,36 @@ class Supervisor:
         self._raise_failure()
         self.hand_over_lanes()
         self._check_ended()
-        if time.monotonic() >= self._next_look:  # busy: a death must not wait for a pause
-            self._next_look = time.monotonic() + LOOK_SECONDS
-            self.bury(self.segment.look_at_handles())
+        self.look()
         return all_gathered
 
+    def look(self) -> None:
+        """At what must not wait for a pause, every now and then: deadlines, and ends of processes."""
+        if time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + LOOK_SECONDS
+            self._stop_late()
+            self.bury(self.segment.look_at_handles())
+
+    def _stop_late(self) -> int | None:
+        """Kill workers whose function has run for longer than its limit; :meth:`bury` finds their ends.
+
+        Returns when to look again, on the monotonic clock in ns; None: never.
+        """
+        late, again = self.segment.late_calls()
+        for worker_id, until in late:
+            if self.segment.condemn(worker_id, until):  # from here on its line stays as it is
+                assert self._functions is not None
+                state = self.segment.state(worker_id)
+                self._workers[worker_id].late = make_late(worker_id, state, self._functions, self.limits)
+                self.segment.kill(worker_id, signal.SIGKILL)
+        return again
+
     def sleep(self, grain: int, deadline_ns: int | None = None) -> None:
-        """Until a worker has `grain` more results, or brings news, or its process ends: at once, if that is so."""
+        """Until a worker has `grain` more results, or brings news, or its process ends, or a function of the user's has
+        run for long enough: at once, if that is so."""
+        again = self._stop_late()
+        if again is not None:
+            deadline_ns = again if deadline_ns is None else min(again, deadline_ns)
         if self.collector.wait(grain, deadline_ns):
             self.bury(self.segment.ended())
 

@@ -25,6 +25,7 @@ LAYERS = [
     {"supervisor"},
     {"schedule", "process", "worker", "remote", "recovery"},
     {"job"},
+    {"timeouts"},
     {"options"},
     {"arrays"},
     {"functions", "spawning", "raised"},

@@ -1,8 +1,11 @@
 #include "board.h"
 
+#include <pthread.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "check.h"
+#include "platform.h"
 
 static void test_names(void) {
   CHECK(strcmp(fp_state_name(FP_STARTING), "starting") == 0);
@@ -68,11 +71,95 @@ static void test_news(void) {
   CHECK_EQ(atomic_load(&line.news), 1);
 }
 
+/* ------------------------------------------------------------------ calls with a time limit */
+
+static void test_a_condemned_call(void) {
+  fp_line line = {0};
+  fp_control control = {0};
+  for (int fence_each = 0; fence_each < 2; fence_each++) {
+    if (!fence_each && !fp_barrier_available()) continue;
+    fp_call_begin(&line, 7);
+    CHECK_EQ(atomic_load(&line.call_until), 7);
+    CHECK_EQ(fp_call_end(&line, &control, 7, fence_each), 0);
+    CHECK_EQ(atomic_load(&line.call_until), 0);
+
+    CHECK_EQ(fp_call_condemn(&line, &control, 7, fence_each), 0); /* it is over */
+    CHECK_EQ(atomic_load(&control.condemned), 0);
+
+    fp_call_begin(&line, 8);
+    CHECK_EQ(fp_call_condemn(&line, &control, 7, fence_each), 0); /* so is that, and this is another */
+    CHECK_EQ(fp_call_condemn(&line, &control, 8, fence_each), 1);
+    CHECK_EQ(fp_call_end(&line, &control, 8, fence_each), 1);
+    fp_call_begin(&line, 9); /* as if the sentence were for an earlier one */
+    CHECK_EQ(fp_call_end(&line, &control, 9, fence_each), 0);
+    atomic_store(&control.condemned, 0);
+  }
+}
+
+/* One thread calls and commits, another condemns what it finds running. */
+typedef struct {
+  fp_line line;
+  fp_control control;
+  int fence_each;
+  _Atomic uint64_t committed; /* the last call that something came of */
+  _Atomic uint64_t waiting;   /* the call that the worker has found condemned */
+  _Atomic uint64_t executed;  /* the call that the parent has ended */
+  _Atomic int enough;
+} court;
+
+static void *caller(void *context) {
+  court *c = context;
+  if (!c->fence_each) CHECK_EQ(fp_barrier_register(), 0);
+  for (uint64_t start = 1; !atomic_load(&c->enough); start++) {
+    fp_call_begin(&c->line, start);
+    for (uint64_t i = 0; i < start % 64; i++) fp_relax();
+    if (start % 64 == 0) fp_yield();
+    if (fp_call_end(&c->line, &c->control, start, c->fence_each)) {
+      atomic_store(&c->waiting, start);
+      while (atomic_load(&c->control.condemned) == start && atomic_load(&c->executed) != start) fp_yield();
+      if (atomic_load(&c->executed) == start) continue;
+    }
+    atomic_store(&c->committed, start);
+  }
+  return NULL;
+}
+
+static void condemn(court *c, int calls) {
+  while (calls > 0) {
+    uint64_t start = atomic_load(&c->line.call_until);
+    if (start == 0) continue;
+    if (fp_call_condemn(&c->line, &c->control, start, c->fence_each) == 0) continue;
+    while (atomic_load(&c->waiting) != start) {
+      CHECK(atomic_load(&c->committed) < start);
+      fp_yield();
+    }
+    CHECK(atomic_load(&c->committed) < start);
+    calls--;
+    atomic_store(&c->executed, start);
+    atomic_store(&c->control.condemned, 0);
+  }
+}
+
+static void test_nothing_comes_of_condemned_calls(void) {
+  for (int fence_each = 0; fence_each < 2; fence_each++) {
+    if (!fence_each && !fp_barrier_available()) continue;
+    court c = {.fence_each = fence_each};
+    pthread_t thread;
+    CHECK_EQ(pthread_create(&thread, NULL, caller, &c), 0);
+    condemn(&c, rounds(200));
+    atomic_store(&c.enough, 1);
+    pthread_join(thread, NULL);
+  }
+}
+
 int main(void) {
+  alarm(600); /* whoever waits for ever */
   RUN(test_names);
   RUN(test_every_move);
   RUN(test_no_such_state);
   RUN(test_reset);
   RUN(test_news);
+  RUN(test_a_condemned_call);
+  RUN(test_nothing_comes_of_condemned_calls);
   return done();
 }

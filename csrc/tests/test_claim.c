@@ -91,6 +91,9 @@ static fp_terms terms_of(uint64_t number) {
       .spec_offset = number * 11,
       .spec_bytes = 1 + random_below(&random, most_units), /* units in all */
       .spec_sum = number * 7,
+      .task_limit = number * 19,
+      .init_limit = number * 23,
+      .exit_limit = number * 29,
   };
 }
 
@@ -99,6 +102,7 @@ static void write_terms(fp_job *job, const fp_terms *terms) {
   WRITE(range_units), WRITE(flags), WRITE(range_start), WRITE(range_step), WRITE(chunk_fixed),
       WRITE(chunk_ns);
   WRITE(n_workers), WRITE(spec), WRITE(lifespan), WRITE(spec_offset), WRITE(spec_bytes), WRITE(spec_sum);
+  WRITE(task_limit), WRITE(init_limit), WRITE(exit_limit);
 #undef WRITE
 }
 
