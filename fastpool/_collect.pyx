@@ -79,6 +79,7 @@ cdef class Collector:
     cdef readonly uint64_t placed     # of these, how many lie where the plan wants them
     cdef readonly object sample       # (task, result) of the first that is neither placed nor a number, or None
     cdef readonly list failures       # (worker, phase, task or None, payload) of exceptions, in order of arrival
+    cdef uint64_t patience            # when a silence will have lasted too long; 0: it has not begun
     cdef readonly object rested_at    # after a silence: units claimed by workers that all rested before; else None
     cdef readonly list exits          # results of exit functions, in order of arrival
 
@@ -367,11 +368,11 @@ cdef class Collector:
     def wait(self, uint64_t grain, deadline_ns=None) -> bool:
         """Sleep until some worker has `grain` more results, or brings news, or a worker's process ends.
 
-        Returns whether a process ended (``segment.ended()`` says whose). Returns also after SILENCE_NS, having rung all
-        workers: nothing that damage may have silenced is waited for for ever.
+        Returns whether a process ended (``segment.ended()`` says whose). Returns also after SILENCE_NS, in one call or in
+        several, having rung all workers: nothing that damage may have silenced is waited for for ever.
         """
         cdef uint64_t deadline = FP_NEVER if deadline_ns is None else deadline_ns
-        cdef uint64_t patience = now_ns() + SILENCE_NS
+        self.patience = self.patience or now_ns() + SILENCE_NS
         cdef int worker
         cdef int why
         self.rested_at = None
@@ -379,11 +380,14 @@ cdef class Collector:
             self.watch.wake_at[worker] = self.readers[worker].taken + grain
             poke(fp_control_of(self.segment.at, worker).wake_at, self.watch.wake_at[worker])
         try:
-            why = self.segment.wait_as_parent(has_news, &self.watch, min(deadline, patience))
+            why = self.segment.wait_as_parent(has_news, &self.watch, min(deadline, self.patience))
         finally:
             for worker in range(self.segment.lanes):
                 poke(fp_control_of(self.segment.at, worker).wake_at, FP_NEVER)
-        if why == FP_WAIT_TIMEOUT and patience <= deadline:
+        if why != FP_WAIT_TIMEOUT:
+            self.patience = 0
+        elif now_ns() >= self.patience:
+            self.patience = 0
             self.rested_at = self.segment.all_claimed_at_rest()
             self.segment.ring_everybody()
         return why == FP_WAIT_HANDLE

@@ -14,9 +14,11 @@ import numpy
 from fastpool.arrays import Array, Slices, cut
 from fastpool.functions import Function, Functions
 from fastpool.options import PoolOptions, check_int, shorten
+from fastpool.progress import BarOptions, make_bar_options
 
 INT64 = range(-(2**63), 2**63)
 MOST_RESULTS = sys.maxsize // 8
+CALLER = 4  # frames up from here: who called the pool's method
 MOST_UNITS = 2**40 - 2  # of the claim word; longer ranges are iterated
 
 
@@ -49,6 +51,8 @@ class MapJob:
         How often a task whose worker died is given to another one.
     lazy : bool
         Results are handed out one by one while the map runs.
+    bar : BarOptions or None
+        The progress bar, if there is to be one.
     ordered : bool
         In the order of the input, not as they come.
     """
@@ -64,6 +68,7 @@ class MapJob:
     out: Array | None = None
     return_exceptions: bool = False
     retries: int = 0
+    bar: BarOptions | None = None
     lazy: bool = False
     ordered: bool = True
 
@@ -145,6 +150,7 @@ def make_map_job(
         worker_lifespan=None if worker_lifespan is None else min(worker_lifespan, MOST_UNITS),
         return_exceptions=return_exceptions,
         retries=check_int("retries", retries, least=0) or 0,
+        bar=make_bar_options(progress_bar, progress_bar_options, progress_bar_style, CALLER),
         lazy=lazy,
         ordered=ordered,
     )

@@ -10,6 +10,7 @@ from fastpool._plan import is_public
 from fastpool.arrays import Joiner, RowKind, Slices
 from fastpool.errors import DamagedMemoryError
 from fastpool.job import MapJob
+from fastpool.progress import Progress, show_progress
 from fastpool.recovery import Recovery
 from fastpool.remote import revive
 from fastpool.schedule import CHUNK_NS, Schedule, collect_grain
@@ -25,7 +26,10 @@ MOMENT_NS = 200_000  # less than starting a worker takes
 
 def run(supervisor: Supervisor, job: MapJob) -> Any:
     """Run a map to its end. On any error all workers are stopped, and the error is raised."""
-    return supervisor.map_call(job.functions, job.outlives_workers, lambda: MapRun(supervisor, job).results())
+    with show_progress(job.bar, job.length) as progress:
+        return supervisor.map_call(
+            job.functions, job.outlives_workers, lambda: MapRun(supervisor, job, progress).results()
+        )
 
 
 def _nobody() -> bool:
@@ -35,11 +39,12 @@ def _nobody() -> bool:
 class MapRun:
     """One map call: publishing, feeding, collecting, to the list of results."""
 
-    def __init__(self, supervisor: Supervisor, job: MapJob) -> None:
+    def __init__(self, supervisor: Supervisor, job: MapJob, progress: Progress) -> None:
         self.supervisor = supervisor
         self.segment = supervisor.segment
         self.collector = supervisor.collector
         self.job = job
+        self.progress = progress
         self.n_jobs = supervisor.options.n_jobs
         self.range = job.as_range
         self.feed: Feed | None = None
@@ -58,6 +63,7 @@ class MapRun:
             self._try_one_worker()
         while True:
             all_gathered = self.supervisor.gather()
+            self.progress.update(self.collector.collected, self._known_length)
             if self.joiner is not None:
                 self.joiner.consider(self.collector.sample)
             if self.recovery is not None:
@@ -72,7 +78,7 @@ class MapRun:
                 self._check_none_lost()
             self.supervisor.start_workers(self.workers, self._has_unclaimed)
             if all_gathered:
-                self.supervisor.sleep(self._grain())
+                self.supervisor.sleep(self._grain(), self.progress.deadline_ns)
         if self.recovery is not None:  # so far nobody knew that no more would come
             self.segment.finish_input(self._published)
             self.segment.wake(self.n_jobs)
@@ -207,6 +213,11 @@ class MapRun:
         if self.recovery is not None:
             return self.recovery.feed.published
         return self.segment.range_units if self.feed is None else self.feed.published
+
+    @property
+    def _known_length(self) -> int | None:
+        """Tasks in all, once the input has ended."""
+        return self.feed.tasks if self.feed is not None and self.feed.exhausted else self.job.length
 
     def _has_unclaimed(self) -> bool:
         if self.feed is not None and not self.feed.exhausted:

@@ -389,9 +389,9 @@ class WorkerPool:
             ``H:MM:SS.mmm``.
 
             - ``n_completed_tasks``: of each worker; tasks that raised, too.
-            - ``start_up_time``, ``init_time``, ``waiting_time``, ``working_time``, ``exit_time``: of each worker: until it
-              had come up; in `worker_init`; without work, or without room for results, which shows when it is over; in
-              tasks, with getting their arguments; at its end, with `worker_exit`.
+            - ``start_up_time``, ``init_time``, ``waiting_time``, ``working_time``, ``exit_time``: of each worker: until
+              it had come up; in `worker_init`; without work, or without room for results, which shows when it is over;
+              in tasks, with getting their arguments; at its end, with `worker_exit`.
             - ``total_start_up_time`` and so on: over all workers; ``total_time``: the sum of these.
             - ``start_up_ratio`` and so on: a float, the share of ``total_time``.
             - ``start_up_time_mean``, ``start_up_time_std`` and so on: over the workers.

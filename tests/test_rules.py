@@ -36,7 +36,7 @@ LAYERS = [
     {"_scalars", "_signals"},
     {"serializer"},
     {"dilled"},
-    {"definition", "errors", "machine"},
+    {"definition", "errors", "machine", "progress"},
 ]
 
 
