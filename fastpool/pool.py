@@ -154,6 +154,8 @@ class WorkerPool:
             Number of chunks.
         worker_lifespan : int, optional
             A worker ends after the chunk in which it has run this many tasks, and another takes its place.
+        progress_bar : bool, default False
+            Show how many tasks are done. Of a map over an array: how many chunks. Needs tqdm.
         concatenate_numpy_output : bool, default True
             Of a map over an array: join array results along axis 0.
         worker_init : callable, optional
@@ -163,6 +165,12 @@ class WorkerPool:
             Called once in each worker that ran a task, when it ends; what it returns is in :meth:`get_exit_results`.
             With `keep_alive`, that of the last map is the one that runs: a RuntimeWarning if there was another. Threads
             that tasks have started and that are still there after it end with the worker.
+        progress_bar_options : dict, optional
+            For tqdm: ``desc``, ``unit``, ``position``, ``file``, … but not ``total`` and ``leave``, which are ignored with
+            a RuntimeWarning. A bar stays when it is done, unless it stands below another, as in a worker whose pool
+            shows one too: give each worker's a ``position`` of its own. One that ends in an exception stays and says so.
+        progress_bar_style : {"std", "rich", "notebook"}, optional
+            Default: ``"std"``, a line of text on stderr. ``"rich"`` needs rich, ``"notebook"`` ipywidgets.
         out : numpy.ndarray, optional
             Of a map over an array: what the joined results are written into. If it is shared, workers do that without
             a copy.
@@ -201,6 +209,8 @@ class WorkerPool:
             in another process.
         TypeError, ValueError
             A parameter has a wrong type or value; no worker was started.
+        ImportError
+            What draws the progress bar is not installed.
         """
         return self._map(_given(locals()), ordered=True)
 
