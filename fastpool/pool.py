@@ -166,9 +166,10 @@ class WorkerPool:
             With `keep_alive`, that of the last map is the one that runs: a RuntimeWarning if there was another. Threads
             that tasks have started and that are still there after it end with the worker.
         progress_bar_options : dict, optional
-            For tqdm: ``desc``, ``unit``, ``position``, ``file``, … but not ``total`` and ``leave``, which are ignored with
-            a RuntimeWarning. A bar stays when it is done, unless it stands below another, as in a worker whose pool
-            shows one too: give each worker's a ``position`` of its own. One that ends in an exception stays and says so.
+            For tqdm: ``desc``, ``unit``, ``position``, ``file``, … but not ``total`` and ``leave``, which are ignored
+            with a RuntimeWarning. A bar stays when it is done, unless it stands below another, as in a worker whose
+            pool shows one too: give each worker's a ``position`` of its own. One that ends in an exception stays and
+            says so.
         progress_bar_style : {"std", "rich", "notebook"}, optional
             Default: ``"std"``, a line of text on stderr. ``"rich"`` needs rich, ``"notebook"`` ipywidgets.
         out : numpy.ndarray, optional
