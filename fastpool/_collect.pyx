@@ -368,8 +368,8 @@ cdef class Collector:
     def wait(self, uint64_t grain, deadline_ns=None) -> bool:
         """Sleep until some worker has `grain` more results, or brings news, or a worker's process ends.
 
-        Returns whether a process ended (``segment.ended()`` says whose). Returns also after SILENCE_NS, in one call or in
-        several, having rung all workers: nothing that damage may have silenced is waited for for ever.
+        Returns whether a process ended (``segment.ended()`` says whose). Returns also when SILENCE_NS have passed, in
+        one call or in several, having rung all workers: nothing that damage may have silenced is waited for for ever.
         """
         cdef uint64_t deadline = FP_NEVER if deadline_ns is None else deadline_ns
         self.patience = self.patience or now_ns() + SILENCE_NS

@@ -813,8 +813,8 @@ cdef class Segment(Arena):
         return tasks, took
 
     def times(self, int worker) -> tuple[int, int, int, int, int, int]:
-        """Of a worker, for insights: how many tasks it has done; when it had come up (0: not yet), then how long its init
-        function, waiting, tasks and its end took, in ns."""
+        """Of a worker, for insights: how many tasks it has done; when it had come up (0: not yet); then how many ns its
+        init function, waiting, tasks and its end took."""
         cdef const fp_line *line = fp_line_of(self.at, worker)
         return (peek(line.timed), peek(line.started_ns), peek(line.init_ns), peek(line.waiting_ns),
                 peek(line.working_ns), peek(line.exit_ns))
