@@ -247,7 +247,7 @@ def test_max_tasks_active_bounds_how_far_the_input_is_read(active: int) -> None:
         supervisor = pool._supervisor
         original = supervisor.sleep
 
-        def sleep(grain: int, deadline_ns: int | None) -> None:
+        def sleep(grain: int, deadline_ns: int | None = None) -> None:
             seen.append(read - supervisor.collector.collected)
             original(grain, deadline_ns)
 
