@@ -58,7 +58,7 @@ extensions = [
         extension(name, [])
         for name in (
             *("_signals", "_scalars", "_tagwriter", "_tagreader", "_packed", "_codec", "_nursery", "_plan"),
-            *("_feed", "_lane", "_worker", "_collect"),
+            *("_feed", "_lane", "_timing", "_worker", "_collect"),
         )
     ),
 ]

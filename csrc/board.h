@@ -15,6 +15,10 @@ void fp_line_reset(fp_line *line);
 static inline void fp_line_news(fp_line *line) {
   atomic_fetch_add_explicit(&line->news, 1, memory_order_release);
 }
+/* Worker: show its longest tasks, in any order. The table shown before stays whole until the next but one. */
+void fp_line_show_longest(fp_line *line, const fp_longest table[FP_LONGEST]);
+/* Anybody: a whole copy of the table that is shown. 0: there is none. */
+int fp_line_longest(const fp_line *line, fp_longest table[FP_LONGEST]);
 
 /* The calls of the user's functions that have a time limit. README.md, "Time limits".
  * T1: the worker is about to call one, whose time is over at `until`. */

@@ -43,6 +43,7 @@ enum {
   FP_JOB_LAST = 1,       /* workers stop when the job is exhausted */
   FP_JOB_TIMED = 2,      /* counters after every task */
   FP_JOB_KEEP_GOING = 4, /* a task's exception is its result: the worker goes on with the next one */
+  FP_JOB_INSIGHTS = 8,   /* every task is counted and timed, and the longest are kept */
 };
 
 #define FP_TOTAL_UNKNOWN UINT64_MAX
@@ -112,6 +113,14 @@ enum { FP_CLAIM_NONE = 0, FP_CLAIM_INTENT = 1, FP_CLAIM_HELD = 2 };
 #define FP_COUNT_BITS 22
 #define FP_MAX_CHUNK  ((UINT64_C(1) << FP_COUNT_BITS) - 1)
 
+#define FP_LONGEST    5
+#define FP_TEXT_BYTES 248
+
+typedef struct {                                           /* one of the longest tasks of a worker */
+  _Atomic uint64_t took_ns;                                /* 0: none */
+  _Atomic uint64_t text[FP_TEXT_BYTES / sizeof(uint64_t)]; /* its arguments, shortened; zeros at the end */
+} fp_longest;
+
 typedef struct {                                  /* the worker, except where noted */
   _Alignas(FP_LINE_BYTES) _Atomic uint64_t claim; /* first unit 40 | count 22 | FP_CLAIM_* 2 */
   _Atomic uint64_t job;                           /* number of the job it joined last; 0: none yet */
@@ -130,7 +139,11 @@ typedef struct {                                  /* the worker, except where no
   _Atomic uint64_t init_ns;
   _Atomic uint64_t waiting_ns;
   _Atomic uint64_t exit_ns;
-  _Atomic uint32_t reads_owner; /* FP_READS_*: can it read the memory of its owner? before IDLE */
+  _Atomic uint64_t timed;            /* tasks */
+  _Atomic uint64_t working_ns;       /* time those took */
+  _Atomic uint64_t shown;            /* how often a table of the longest was shown; 0: there is none */
+  _Atomic uint32_t reads_owner;      /* FP_READS_*: can it read the memory of its owner? before IDLE */
+  fp_longest longest[2][FP_LONGEST]; /* the one that is shown is longest[shown % 2] */
 } fp_line;
 
 /* ------------------------------------------------------------------ lane */
@@ -344,6 +357,8 @@ _Static_assert(sizeof(fp_record) == 32, "a record's header is half a cache line"
 _Static_assert(sizeof(fp_item) == 8 && sizeof(fp_block_item) == 32 && sizeof(fp_fragment) == 32,
                "item headers");
 _Static_assert(sizeof(fp_packed) == 16 && sizeof(fp_buffer) == 32 && sizeof(fp_array) == 16, "packed items");
+_Static_assert(sizeof(fp_longest) == sizeof(uint64_t) + FP_TEXT_BYTES,
+               "a table of the longest is whole words");
 _Static_assert(sizeof(fp_block) == FP_LINE_BYTES, "block data is aligned to a cache line");
 _Static_assert(sizeof(fp_bell) == FP_LINE_BYTES && sizeof(fp_gate) == FP_LINE_BYTES, "one writer a line");
 _Static_assert(sizeof(fp_control) == FP_LINE_BYTES, "the parent's line of a lane is its own");

@@ -17,6 +17,9 @@ cdef extern from "layout.h" nogil:
         FP_JOB_LAST
         FP_JOB_TIMED
         FP_JOB_KEEP_GOING
+        FP_JOB_INSIGHTS
+        FP_LONGEST
+        FP_TEXT_BYTES
         FP_FEED_SLOTS
         FP_STARTING
         FP_IDLE
@@ -112,6 +115,10 @@ cdef extern from "layout.h" nogil:
     ctypedef struct fp_gate:
         uint64_t claim
 
+    ctypedef struct fp_longest:
+        uint64_t took_ns
+        uint64_t text[31]
+
     ctypedef struct fp_line:
         uint64_t claim
         uint64_t job
@@ -127,6 +134,8 @@ cdef extern from "layout.h" nogil:
         uint64_t init_ns
         uint64_t waiting_ns
         uint64_t exit_ns
+        uint64_t timed
+        uint64_t working_ns
         uint32_t reads_owner
 
     ctypedef struct fp_lane:
@@ -452,6 +461,7 @@ cdef int check(int code, str what) except -1
 
 # What other modules call of the C core.
 cdef uint64_t now_ns() noexcept nogil
+cdef void line_show_longest(fp_line *line, const fp_longest *table) noexcept nogil
 cdef int move_state(fp_line *line, uint32_t to) noexcept nogil
 cdef int claim_join(fp_segment *segment, uint32_t worker, fp_terms *terms) noexcept nogil
 cdef int claim_next(fp_segment *segment, uint32_t worker, const fp_terms *terms, uint64_t budget, uint64_t task_ns,

@@ -75,6 +75,8 @@ cdef extern from "board.h" nogil:
     int fp_state_move(fp_line *line, uint32_t to)
     void fp_line_reset(fp_line *line)
     int fp_call_condemn(fp_line *line, fp_control *control, uint64_t until, int fence_each)
+    void fp_line_show_longest(fp_line *line, const fp_longest *table)
+    int fp_line_longest(const fp_line *line, fp_longest *table)
 
 cdef extern from "arena.h" nogil:
     const uint64_t FP_WARM_BYTES
@@ -137,6 +139,9 @@ cdef int check(int code, str what) except -1:
 
 cdef uint64_t now_ns() noexcept nogil:
     return fp_now_ns()
+
+cdef void line_show_longest(fp_line *line, const fp_longest *table) noexcept nogil:
+    fp_line_show_longest(line, table)
 
 cdef int move_state(fp_line *line, uint32_t to) noexcept nogil:
     return fp_state_move(line, to)
@@ -824,6 +829,22 @@ cdef class Segment(Arena):
             tasks += peek(fp_line_of(self.at, worker).tasks)
             took += peek(fp_line_of(self.at, worker).tasks_ns)
         return tasks, took
+
+    def times(self, int worker) -> tuple[int, int, int, int, int, int]:
+        """Of a worker, for insights: how many tasks it has done; when it had come up (0: not yet); then how many ns its
+        init function, waiting, tasks and its end took."""
+        cdef const fp_line *line = fp_line_of(self.at, worker)
+        return (peek(line.timed), peek(line.started_ns), peek(line.init_ns), peek(line.waiting_ns),
+                peek(line.working_ns), peek(line.exit_ns))
+
+    def longest(self, int worker) -> list[tuple[int, bytes]]:
+        """The longest tasks of a worker: how many ns they took, and their arguments."""
+        cdef fp_longest table[FP_LONGEST]
+        cdef int i
+        if not fp_line_longest(fp_line_of(self.at, worker), table):
+            return []
+        return [(peek(table[i].took_ns), (<const char *>table[i].text)[:FP_TEXT_BYTES].rstrip(b"\0"))
+                for i in range(FP_LONGEST) if peek(table[i].took_ns)]
 
     def reads_owner(self, int worker) -> bool | None:
         """Can this worker read the private memory of its owner? None: it has not tried yet."""

@@ -14,15 +14,17 @@ from fastpool._codec cimport Decoder, put
 from fastpool._lane cimport LaneEncoder
 from fastpool._native cimport (
     FP_CLAIM_CLOSED, FP_CLAIM_EXHAUSTED, FP_CLAIM_OK, FP_CLAIM_OTHER, FP_CLAIM_STARVED, FP_CMD_STOP, FP_EXITED,
-    FP_EXITING, FP_IDLE, FP_INDEX_CLOSED, FP_INITIALIZING, FP_JOB_KEEP_GOING, FP_JOB_LAST, FP_KIND_FLOAT64,
-    FP_KIND_INT64, FP_KIND_PACKED, FP_KIND_PICKLE, FP_KIND_TAGGED, FP_PHASE_EXIT, FP_PHASE_INIT, FP_PHASE_TASK,
-    FP_RUNNING, FP_TOTAL_UNKNOWN, SIG_BLOCK, SIG_SETMASK, Segment, claim_drop, claim_join, claim_next, fp_align, fp_at,
-    fp_call_begin, fp_call_end, fp_claim_index, fp_claim_number, fp_control, fp_control_of, fp_feed_of, fp_feed_slot,
-    fp_job, fp_kind_of, fp_line, fp_line_news, fp_line_of, fp_record, fp_segment, fp_terms, load, memory_expect,
-    move_state, now_ns, peek, poke, pthread_sigmask, sigfillset, sigset_t, store,
+    FP_EXITING, FP_IDLE, FP_INDEX_CLOSED, FP_INITIALIZING, FP_JOB_INSIGHTS, FP_JOB_KEEP_GOING, FP_JOB_LAST,
+    FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_NONE, FP_KIND_PACKED, FP_KIND_PICKLE, FP_KIND_TAGGED, FP_PHASE_EXIT,
+    FP_PHASE_INIT, FP_PHASE_TASK, FP_RUNNING, FP_TOTAL_UNKNOWN, SIG_BLOCK, SIG_SETMASK, Segment, claim_drop,
+    claim_join, claim_next, fp_align, fp_at, fp_call_begin, fp_call_end, fp_claim_index, fp_claim_number, fp_control,
+    fp_control_of, fp_feed_of, fp_feed_slot, fp_job, fp_kind_of, fp_line, fp_line_news, fp_line_of, fp_record,
+    fp_segment, fp_terms, load, memory_expect, move_state, now_ns, peek, poke, pthread_sigmask, sigfillset, sigset_t,
+    store,
 )
 from fastpool._nursery cimport install, nursery
 from fastpool._packed cimport KEEP_BYTES
+from fastpool._timing cimport Timing
 
 from collections.abc import Iterable
 
@@ -119,6 +121,7 @@ cdef class Elements:
     """The elements of a run, one after another, for the loop that calls the function with them."""
     cdef LaneEncoder out
     cdef Decoder decoder
+    cdef Timing timing                 # None: nobody asks how long tasks take
     cdef const fp_control *control
     cdef uint64_t job
     cdef int kind                      # of the items, or OF_RANGE
@@ -169,12 +172,16 @@ cdef class Elements:
 
     cdef inline int commit(self, result) except -1:
         """The current element's result."""
-        self.doing = ENCODING
         if self.foreign:
             raise SystemExit(0)  # the task has returned in a fork of its own: see run_elements
+        if self.timing is not None:
+            self.timing.end(self.element, self.out.waited_ns, self.left == 1)
+        self.doing = ENCODING
         if self.out.plan is not None:
             self.out.settle(result)
         put(self.out, result)
+        if self.timing is not None and (self.out.kind < 0 or self.out.kind > FP_KIND_NONE):
+            self.timing.begin(self.out.waited_ns)  # to encode it may have taken long
         self.left -= 1
         return 0
 
@@ -203,8 +210,9 @@ cdef class Loop:
     host : object
         ``adopt(version, blob)`` returns the task function and its leading arguments, or None if this worker cannot have
         the function in its current form; ``initialize()``, ``finalize()``, ``flush()``;
-        ``describe(error, what, task, element)`` returns the pickled description of an exception; ``dumps`` and
-        ``loads`` are for what has no record of its own kind.
+        ``describe(error, what, task, element)`` returns the pickled description of an exception,
+        ``describe_arguments(element)`` that of arguments; ``dumps`` and ``loads`` are for what has no record of its own
+        kind.
     """
     cdef Segment segment
     cdef uint32_t worker
@@ -212,6 +220,7 @@ cdef class Loop:
     cdef LaneEncoder out
     cdef Decoder decoder
     cdef Elements elements
+    cdef Timing timing
     cdef fp_line *line
     cdef Look look
     cdef object function
@@ -237,6 +246,7 @@ cdef class Loop:
         self.decoder = Decoder(segment, segment.lanes, True)
         self.decoder.loads = host.loads
         self.leading = ()
+        self.timing = Timing(segment, worker, host.describe_arguments)
         self.elements = Elements()
         self.elements.out = self.out
         self.elements.decoder = self.decoder
@@ -415,6 +425,7 @@ cdef class Loop:
         cdef object argument
         self.function, self.leading = function, leading
         self.elements.job = self.terms.number
+        self.elements.timing = self.timing if self.terms.flags & FP_JOB_INSIGHTS else None
         self.n_leading = len(leading)
         self.reserve(self.n_leading + 16)
         for i in range(self.n_leading):
@@ -483,6 +494,8 @@ cdef class Loop:
         self.out.phase = FP_PHASE_TASK
         self.out.waited_ns = 0
         since = now_ns()
+        if self.elements.timing is not None:
+            self.timing.begin(0)
         if first < self.terms.range_units:
             self.out.number = first
             complete = self.run_range(first, count)
@@ -550,6 +563,7 @@ cdef class Loop:
                 if not self.terms.flags & FP_JOB_KEEP_GOING or elements.failed_for_good:
                     return False
         finally:
+            self.timing.show()
             self.out.relax()
             elements.element = None  # keep nothing alive between runs
         return elements.left == 0
@@ -578,6 +592,8 @@ cdef class Loop:
             hold_signals(&before)  # until it is reported: a handler's exception would be the second
             try:
                 description = self.describe(error, phrases[elements.doing], self.out.number, elements.element)
+                if elements.timing is not None and elements.doing != ENCODING:
+                    elements.timing.end(elements.element, self.out.waited_ns, True)
             except BaseException:
                 pthread_sigmask(SIG_SETMASK, &before, NULL)
                 raise

@@ -14,10 +14,12 @@ import numpy
 from fastpool.arrays import Array, Slices, cut
 from fastpool.functions import Function, Functions
 from fastpool.options import PoolOptions, check_int, shorten
+from fastpool.progress import BarOptions, make_bar_options
 from fastpool.timeouts import NO_LIMITS, Limits, check_seconds
 
 INT64 = range(-(2**63), 2**63)
 MOST_RESULTS = sys.maxsize // 8
+CALLER = 4  # frames up from here: who called the pool's method
 MOST_UNITS = 2**40 - 2  # of the claim word; longer ranges are iterated
 
 
@@ -52,6 +54,8 @@ class MapJob:
         How long a call of each function may take.
     lazy : bool
         Results are handed out one by one while the map runs.
+    bar : BarOptions or None
+        The progress bar, if there is to be one.
     ordered : bool
         In the order of the input, not as they come.
     """
@@ -68,6 +72,7 @@ class MapJob:
     return_exceptions: bool = False
     retries: int = 0
     limits: Limits = NO_LIMITS
+    bar: BarOptions | None = None
     lazy: bool = False
     ordered: bool = True
 
@@ -154,6 +159,7 @@ def make_map_job(
             check_seconds("worker_init_timeout", worker_init_timeout),
             check_seconds("worker_exit_timeout", worker_exit_timeout),
         ),
+        bar=make_bar_options(progress_bar, progress_bar_options, progress_bar_style, CALLER),
         lazy=lazy,
         ordered=ordered,
     )

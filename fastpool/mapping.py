@@ -12,12 +12,13 @@ from fastpool._plan import is_public
 from fastpool.arrays import Joiner, RowKind, Slices
 from fastpool.errors import DamagedMemoryError
 from fastpool.job import MapJob
+from fastpool.progress import Progress, show_progress
 from fastpool.recovery import Recovery
 from fastpool.remote import revive
 from fastpool.schedule import CHUNK_NS, Schedule, bounded_grain, collect_grain
 from fastpool.supervisor import Supervisor
 
-JOB_LAST, JOB_KEEP_GOING = 1, 4
+JOB_LAST, JOB_KEEP_GOING, JOB_INSIGHTS = 1, 4, 8
 PATIENCE_NS = 5_000_000  # a chunk is not held back longer for elements that come slowly
 NO_LIMIT = 2**63
 NEVER = 2**64 - 1  # a unit that is never claimed
@@ -32,13 +33,15 @@ Turn = Callable[["MapRun | None"], AbstractContextManager[None]]
 def run(supervisor: Supervisor, job: MapJob) -> Any:
     """Run a map to its end. On any error all workers are stopped, and the error is raised."""
 
-    def whole() -> Any:
-        supervisor.begin(job.functions, job.outlives_workers)
-        results = MapRun(supervisor, job).results()
-        supervisor.end()
-        return results
+    with show_progress(job.bar, job.length) as progress:
 
-    return supervisor.attempt(whole)
+        def whole() -> Any:
+            supervisor.begin(job.functions, job.outlives_workers)
+            results = MapRun(supervisor, job, progress).results()
+            supervisor.end()
+            return results
+
+        return supervisor.attempt(whole)
 
 
 def iterate(supervisor: Supervisor, job: MapJob, turn: Turn) -> Iterator[Any]:
@@ -51,6 +54,11 @@ def iterate(supervisor: Supervisor, job: MapJob, turn: Turn) -> Iterator[Any]:
     turn : callable
         Makes a context in which this thread alone uses the pool; what it is given is the lazy map that is to go on.
     """
+    with show_progress(job.bar, job.length) as progress:
+        yield from _steps(supervisor, job, turn, progress)
+
+
+def _steps(supervisor: Supervisor, job: MapJob, turn: Turn, progress: Progress) -> Iterator[Any]:
     run: MapRun | None = None
     there: list[Any] = []  # when the map fails: results that can still be handed out
 
@@ -58,7 +66,7 @@ def iterate(supervisor: Supervisor, job: MapJob, turn: Turn) -> Iterator[Any]:
         nonlocal run
         if run is None:
             supervisor.begin(job.functions, job.outlives_workers)
-            run = supervisor.unfinished = MapRun(supervisor, job)
+            run = supervisor.unfinished = MapRun(supervisor, job, progress)
             run.begin()
         try:
             ready = run.more()
@@ -73,7 +81,7 @@ def iterate(supervisor: Supervisor, job: MapJob, turn: Turn) -> Iterator[Any]:
         while True:
             with turn(run):
                 if run is None:
-                    supervisor.warn_of_changes(job.functions, stacklevel=2)
+                    supervisor.warn_of_changes(job.functions, stacklevel=3)
                 ready = supervisor.attempt(step)
             if ready is None:
                 return
@@ -94,12 +102,13 @@ def _nobody() -> bool:
 class MapRun:
     """One map call: publishing, feeding, collecting, to the list of results."""
 
-    def __init__(self, supervisor: Supervisor, job: MapJob) -> None:
+    def __init__(self, supervisor: Supervisor, job: MapJob, progress: Progress) -> None:
         self.supervisor = supervisor
         self.supervisor.limits = job.limits
         self.segment = supervisor.segment
         self.collector = supervisor.collector
         self.job = job
+        self.progress = progress
         self.n_jobs = supervisor.options.n_jobs
         self.most_active = job.max_tasks_active
         if self.most_active is None and job.lazy and job.ordered:
@@ -123,7 +132,7 @@ class MapRun:
         self.begin()
         while not self._go_on():
             if self.all_gathered:
-                self.supervisor.sleep(self._grain())
+                self.supervisor.sleep(self._grain(), self.progress.deadline_ns)
         results = self._finish()
         return results if self.joiner is None else self._join(self.joiner, results)
 
@@ -149,6 +158,7 @@ class MapRun:
     def _go_on(self) -> bool:
         """Gather what is there, and decide what comes next. Returns whether the map is done."""
         self.all_gathered = self.supervisor.gather()
+        self.progress.update(self.collector.collected, self._known_length)
         if self.joiner is not None:
             self.joiner.consider(self.collector.sample)
         if self.recovery is not None:
@@ -167,7 +177,8 @@ class MapRun:
     def _doze(self, busy: bool) -> None:
         """Sleep until there may be something to hand out: much, if tasks are quick; anything, if nothing comes soon."""
         grain = self._stream_grain() if busy else 1
-        self.supervisor.sleep(grain, time.monotonic_ns() + FLUSH_NS if grain > 1 else None)
+        deadlines = [self.progress.deadline_ns, time.monotonic_ns() + FLUSH_NS if grain > 1 else None]
+        self.supervisor.sleep(grain, min((at for at in deadlines if at is not None), default=None))
 
     def _finish(self) -> list[Any]:
         """The results, or those that were not handed out yet."""
@@ -227,6 +238,7 @@ class MapRun:
             exact = type(job.iterable) in (list, tuple, range, Slices) and not job.lazy
             places = job.length if exact and job.length is not None else 0
         flags = (0 if options.keep_alive else JOB_LAST) | (JOB_KEEP_GOING if job.return_exceptions else 0)
+        flags |= JOB_INSIGHTS if options.enable_insights else 0
         self.window = min(self.size, self.most_active or self.size)
         number = self.segment.publish(
             range_units=self.size,
@@ -301,6 +313,11 @@ class MapRun:
         if self.recovery is not None:
             return self.recovery.feed.published
         return self.segment.range_units if self.feed is None else self.feed.published
+
+    @property
+    def _known_length(self) -> int | None:
+        """Tasks in all, once the input has ended."""
+        return self.feed.tasks if self.feed is not None and self.feed.exhausted else self.job.length
 
     def _has_unclaimed(self) -> bool:
         if self.feed is not None and not self.feed.exhausted:

@@ -31,6 +31,7 @@ class PoolOptions:
     start_method: str
     keep_alive: bool
     use_dill: bool
+    enable_insights: bool
     memory_limit: int
 
     @property
@@ -53,6 +54,7 @@ def make_options(
     start_method: str,
     keep_alive: bool,
     use_dill: bool,
+    enable_insights: bool,
     memory_limit: int | None,
 ) -> PoolOptions:
     """Check the arguments of a pool.
@@ -68,6 +70,7 @@ def make_options(
         "use_worker_state": use_worker_state,
         "keep_alive": keep_alive,
         "use_dill": use_dill,
+        "enable_insights": enable_insights,
     }
     for name, value in flags.items():
         if not isinstance(value, bool):
@@ -85,6 +88,7 @@ def make_options(
         start_method=start_method,
         keep_alive=keep_alive,
         use_dill=use_dill,
+        enable_insights=enable_insights,
         memory_limit=memory_bytes() // 2 if limit is None else min(limit, MOST_BYTES),
     )
 

@@ -14,6 +14,7 @@ import numpy
 
 from fastpool import mapping
 from fastpool._signals import Interruptible, uninterrupted
+from fastpool.insights import as_table
 from fastpool.job import make_map_job
 from fastpool.options import DEFAULT_START_METHOD, make_options
 from fastpool.supervisor import Supervisor
@@ -50,6 +51,8 @@ class WorkerPool:
     use_dill : bool, default False
         dill instead of pickle for functions, arguments, results and shared objects. Without fork, the main program's
         functions share their globals in a worker: the values there are when a map begins, and what workers set.
+    enable_insights : bool, default False
+        Count and time every task, for :meth:`get_insights` and :meth:`print_insights`. Costs some 50 ns a task.
     memory_limit : int, optional
         Bytes of shared memory that input and large results may take together; large results beyond it travel in pieces.
         Default: half of what this process may use of the machine.
@@ -80,6 +83,7 @@ class WorkerPool:
         start_method: str = DEFAULT_START_METHOD,
         keep_alive: bool = False,
         use_dill: bool = False,
+        enable_insights: bool = False,
         memory_limit: int | None = None,
     ) -> None:
         options = make_options(
@@ -91,6 +95,7 @@ class WorkerPool:
             start_method,
             keep_alive,
             use_dill,
+            enable_insights,
             memory_limit,
         )
         self._supervisor = Supervisor(options)
@@ -152,6 +157,8 @@ class WorkerPool:
             Number of chunks.
         worker_lifespan : int, optional
             A worker ends after the chunk in which it has run this many tasks, and another takes its place.
+        progress_bar : bool, default False
+            Show how many tasks are done. Of a map over an array: how many chunks. Needs tqdm.
         concatenate_numpy_output : bool, default True
             Of a map over an array: join array results along axis 0.
         worker_init : callable, optional
@@ -172,6 +179,13 @@ class WorkerPool:
         worker_exit_timeout : int or float, optional
             Seconds that `worker_exit` may take in each worker; longer ends the map (or :meth:`stop_and_join`, for which
             the last map's limit holds) with a WorkerTimeoutError, although all results may have been there.
+        progress_bar_options : dict, optional
+            For tqdm: ``desc``, ``unit``, ``position``, ``file``, … but not ``total`` and ``leave``, which are ignored
+            with a RuntimeWarning. A bar stays when it is done, unless it stands below another, as in a worker whose
+            pool shows one too: give each worker's a ``position`` of its own. One that ends in an exception stays and
+            says so.
+        progress_bar_style : {"std", "rich", "notebook"}, optional
+            Default: ``"std"``, a line of text on stderr. ``"rich"`` needs rich, ``"notebook"`` ipywidgets.
         out : numpy.ndarray, optional
             Of a map over an array: what the joined results are written into. If it is shared, workers do that without
             a copy.
@@ -213,6 +227,8 @@ class WorkerPool:
             in another process.
         TypeError, ValueError
             A parameter has a wrong type or value; no worker was started.
+        ImportError
+            What draws the progress bar is not installed.
         """
         return self._map(_given(locals()), ordered=True)
 
@@ -399,6 +415,36 @@ class WorkerPool:
             starts no worker, of an empty input, leaves them as they are.
         """
         return list(self._supervisor.exit_results)
+
+    def get_insights(self) -> dict[str, Any]:
+        """Where the workers have spent their time since they were last started, and their longest tasks.
+
+        May be called at any time, from any thread: while a map runs, between maps, and when the workers have ended.
+        What workers did that are gone, replaced or dead counts for those that came after them under the same number.
+
+        Returns
+        -------
+        dict
+            Empty without `enable_insights`, and before the first worker was started. Durations are strings,
+            ``H:MM:SS.mmm``.
+
+            - ``n_completed_tasks``: of each worker; tasks that raised, too.
+            - ``start_up_time``, ``init_time``, ``waiting_time``, ``working_time``, ``exit_time``: of each worker: until
+              it had come up; in `worker_init`; without work, or without room for results, which shows when it is over;
+              in tasks, with getting their arguments; at its end, with `worker_exit`.
+            - ``total_start_up_time`` and so on: over all workers; ``total_time``: the sum of these.
+            - ``start_up_ratio`` and so on: a float, the share of ``total_time``.
+            - ``start_up_time_mean``, ``start_up_time_std`` and so on: over the workers.
+            - ``top_5_max_task_durations``, ``top_5_max_task_args``: of the longest tasks, the longest first; their
+              arguments as a string, shortened. Those below a millisecond appear when their worker has done all that it
+              had taken together.
+        """
+        insights = self._supervisor.insights
+        return {} if insights is None else insights.collect()
+
+    def print_insights(self) -> None:
+        """Print what :meth:`get_insights` returns, as a table."""
+        print(as_table(self.get_insights()))
 
     def stop_and_join(self) -> None:
         """Let the workers run their exit functions and end, and collect the exit results.

@@ -22,6 +22,7 @@ from fastpool.arrays import public_spaces, shared_memory
 from fastpool.definition import Definition, same_defaults
 from fastpool.errors import SerializationError
 from fastpool.functions import Function, Functions, name_of
+from fastpool.insights import Insights
 from fastpool.machine import cpu_count, memory_bytes
 from fastpool.options import PoolOptions
 from fastpool.process import WORKERS, WorkerProcess, bury_unknown
@@ -50,6 +51,7 @@ class Supervisor:
         self.serializer = make_serializer(options.use_dill, self.forks)
         self.owner_pid = os.getpid()
         self.exit_results: list[Any] = []
+        self.insights = Insights(options.n_jobs) if options.enable_insights else None
         self._is_ending = False  # :meth:`terminate` has begun and not come to its end
         self._starts_afresh = True  # the next worker to be started is the first
         self.running = False  # this process's own part of a map is
@@ -316,8 +318,12 @@ class Supervisor:
         if self._starts_afresh:
             self._starts_afresh = False
             self.exit_results = []
+            if self.insights is not None:
+                self.insights.start_afresh()
         kind = WORKERS[self.options.start_method]
         process = kind(self.segment, worker_id, main, self.options.daemon, descriptors)
+        if self.insights is not None:
+            self.insights.note_start(worker_id, self.segment)
         process.start()
         self._workers[worker_id] = process
         self._check_ended()
@@ -362,8 +368,13 @@ class Supervisor:
         self._leaving = [process for process in self._leaving if not process.reap(block=False)]
 
     def _empty_lane(self, worker_id: int) -> None:
+        self._note_end(worker_id)
         self.collector.reset(worker_id)
         self.segment.sweep_heap(worker_id)
+
+    def _note_end(self, worker_id: int) -> None:
+        if self.insights is not None:
+            self.insights.note_end(worker_id)
 
     def bury(self, ended: list[int]) -> None:
         """Deal with workers whose process has ended.
@@ -545,6 +556,7 @@ class Supervisor:
         for worker_id in range(self._segment.lanes):
             if self._segment.pid(worker_id):  # an exception came between its start and its record here
                 bury_unknown(self._segment, worker_id)
+            self._note_end(worker_id)
         self._workers.clear()
         self._leaving.clear()
         self._in_use_by_workers.clear()

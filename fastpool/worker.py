@@ -9,6 +9,8 @@ import sys
 import traceback
 from typing import Any, NamedTuple
 
+import numpy
+
 from fastpool import functions, raised
 from fastpool._native import Place, Segment
 from fastpool._worker import Loop
@@ -23,6 +25,7 @@ NO_FUNCTIONS = Functions(None, None, None)  # type: ignore[arg-type]  # before t
 _shorten = reprlib.Repr()
 _shorten.maxstring = _shorten.maxother = 200
 _shorten.maxlong = 80
+MOST_BYTES = 248  # of a task's arguments among the longest tasks: FP_TEXT_BYTES
 
 
 class Host:
@@ -119,6 +122,17 @@ class Host:
             reason = f"{type(broken).__qualname__}: {shorten_str(broken)}"
         return pickle.dumps((blob, reason, summary, phase, arguments, text), 5)
 
+    def describe_arguments(self, element: Any) -> bytes:
+        """A task's arguments, shortened, for insights."""
+        named: Any = enumerate((element,))
+        if isinstance(element, (tuple, list)):
+            named = enumerate(element)
+        elif isinstance(element, dict):
+            named = element.items()
+        text = " | ".join(f"Arg {name}: {summarize(argument)}" for name, argument in named)
+        whole = text.encode(errors="backslashreplace")
+        return whole if len(whole) <= MOST_BYTES else whole[: MOST_BYTES - 3].decode(errors="ignore").encode() + b"..."
+
 
 class Outfit(NamedTuple):
     """What a worker that is no fork is told at its start. Travels as a pickle.
@@ -184,6 +198,13 @@ def shorten(value: Any) -> str:
         return _shorten.repr(value)
     except BaseException as broken:
         return f"<its __repr__ raised {type(broken).__qualname__}>"
+
+
+def summarize(value: Any) -> str:
+    """Shorter than :func:`shorten`: of an array not what is in it."""
+    if isinstance(value, numpy.ndarray):
+        return f"array of shape {value.shape} and type {value.dtype}"
+    return shorten(value)
 
 
 def own_part(error: BaseException) -> Any:

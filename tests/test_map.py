@@ -247,9 +247,9 @@ def test_max_tasks_active_bounds_how_far_the_input_is_read(active: int) -> None:
         supervisor = pool._supervisor
         original = supervisor.sleep
 
-        def sleep(grain: int) -> None:
+        def sleep(grain: int, deadline_ns: int | None = None) -> None:
             seen.append(read - supervisor.collector.collected)
-            original(grain)
+            original(grain, deadline_ns)
 
         supervisor.sleep = sleep  # type: ignore[method-assign]
         assert pool.map(identity, counting(), max_tasks_active=active) == list(range(500))

@@ -55,7 +55,7 @@ static void test_reset(void) {
   fp_line_reset(&line);
   CHECK_EQ(atomic_load(&line.generation), 42);
   atomic_store(&line.generation, 0);
-  const size_t last = offsetof(fp_line, exit_ns) + sizeof line.exit_ns;
+  const size_t last = offsetof(fp_line, reads_owner) + sizeof line.reads_owner;
   CHECK(memcmp(&line, &clean, offsetof(fp_line, chunks) + sizeof line.chunks) == 0);
   const size_t times = offsetof(fp_line, started_ns);
   CHECK(memcmp((char *)&line + times, (char *)&clean + times, last - times) == 0);
@@ -152,6 +152,63 @@ static void test_nothing_comes_of_condemned_calls(void) {
   }
 }
 
+/* A table all of whose words are one number. */
+static void fill(fp_longest table[FP_LONGEST], uint64_t number) {
+  for (int i = 0; i < FP_LONGEST; i++) {
+    table[i].took_ns = number;
+    for (size_t k = 0; k < FP_TEXT_BYTES / sizeof(uint64_t); k++) table[i].text[k] = number;
+  }
+}
+
+static int holds(const fp_longest table[FP_LONGEST], uint64_t number) {
+  fp_longest wanted[FP_LONGEST];
+  fill(wanted, number);
+  return memcmp((const void *)table, (const void *)wanted, sizeof wanted) == 0;
+}
+
+static void test_longest(void) {
+  fp_line line = {.state = FP_RUNNING};
+  fp_longest table[FP_LONGEST], found[FP_LONGEST];
+  CHECK_EQ(fp_line_longest(&line, found), 0);
+  for (uint64_t number = 1; number <= 3; number++) {
+    fill(table, number);
+    fp_line_show_longest(&line, table);
+    CHECK_EQ(fp_line_longest(&line, found), 1);
+    CHECK(holds(found, number));
+  }
+  fill(&line.longest[0][0], 77); /* the writer dies in the middle of the fourth */
+  CHECK_EQ(fp_line_longest(&line, found), 1);
+  CHECK(holds(found, 3));
+  fp_line_reset(&line);
+  CHECK_EQ(fp_line_longest(&line, found), 0);
+}
+
+#define SHOWS 20000
+
+static void *show_many(void *context) {
+  fp_longest table[FP_LONGEST];
+  for (uint64_t number = 1; number <= SHOWS; number++) {
+    fill(table, number);
+    fp_line_show_longest(context, table);
+  }
+  return NULL;
+}
+
+static void test_longest_while_it_changes(void) {
+  fp_line line = {.state = FP_RUNNING};
+  fp_longest found[FP_LONGEST];
+  uint64_t last = 0;
+  pthread_t writer;
+  CHECK_EQ(pthread_create(&writer, NULL, show_many, &line), 0);
+  while (last < SHOWS) {
+    if (!fp_line_longest(&line, found)) continue;
+    CHECK(found[0].took_ns >= last);
+    last = found[0].took_ns;
+    CHECK(holds(found, last));
+  }
+  pthread_join(writer, NULL);
+}
+
 int main(void) {
   alarm(600); /* whoever waits for ever */
   RUN(test_names);
@@ -161,5 +218,7 @@ int main(void) {
   RUN(test_news);
   RUN(test_a_condemned_call);
   RUN(test_nothing_comes_of_condemned_calls);
+  RUN(test_longest);
+  RUN(test_longest_while_it_changes);
   return done();
 }
