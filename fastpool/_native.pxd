@@ -439,8 +439,8 @@ cdef class Segment(Arena):
     cdef readonly bint closed
     cdef readonly uint64_t number  # of the job published last; a worker keeps the one it was forked with
     cdef readonly uint64_t range_units  # of that job
-    cdef uint64_t shortest  # of that job's time limits, in ns; 0: it has none
-    cdef uint64_t longest   # of all jobs'
+    cdef uint64_t shortest_limit  # of that job's time limits, in ns; 0: it has none
+    cdef uint64_t longest_limit   # of all jobs'
 
     cdef void _release(self)
     cdef void _unlend(self)

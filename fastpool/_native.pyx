@@ -882,15 +882,15 @@ cdef class Segment(Arena):
         cdef uint64_t until, now, again
         cdef int worker
         cdef list late = []
-        if self.longest == 0:
+        if self.longest_limit == 0:
             return late, None
-        again = now_ns() + self.shortest if self.shortest else FP_NEVER  # for calls that begin after this look
+        again = now_ns() + self.shortest_limit if self.shortest_limit else FP_NEVER  # for calls that begin after this look
         for worker in range(self.lanes):
             until = load(fp_line_of(self.at, worker).call_until)
             if until == 0 or not self.pids[worker] or load(fp_control_of(self.at, worker).condemned):
                 continue
             now = now_ns()
-            if until > now + self.longest + SKEW_NS:
+            if until > now + self.longest_limit + SKEW_NS:
                 raise DamagedMemoryError(f"the time limit of worker {worker}")
             if until <= now:
                 late.append((worker, until))
@@ -929,8 +929,8 @@ cdef class Segment(Arena):
         job.spec = spec
         job.lifespan = lifespan
         job.task_limit, job.init_limit, job.exit_limit = limits
-        self.shortest = min(filter(None, limits), default=0)
-        self.longest = max(self.longest, *limits)
+        self.shortest_limit = min(filter(None, limits), default=0)
+        self.longest_limit = max(self.longest_limit, *limits)
         store(job.hungry_at, FP_NEVER)
         store(job.avail, <uint64_t>avail)
         store(job.total, FP_TOTAL_UNKNOWN if total is None else <uint64_t>total)
