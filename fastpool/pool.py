@@ -15,7 +15,7 @@ import numpy
 from fastpool import mapping
 from fastpool._signals import Interruptible, uninterrupted
 from fastpool.job import make_map_job
-from fastpool.options import DEFAULT_START_METHOD, make_options
+from fastpool.options import DEFAULT_START_METHOD, CpuIds, check_flag, check_order, make_options
 from fastpool.supervisor import Supervisor
 
 EXIT_PRIORITY = 15  # of multiprocessing's own pools: before it joins the children that are left
@@ -30,6 +30,10 @@ class WorkerPool:
         Number of workers. Default: :func:`fastpool.cpu_count`.
     daemon : bool, default True
         Daemonic workers end with the parent and may not have children of their own; ``False`` allows nested pools.
+    cpu_ids : int or list, optional
+        Pins workers to cores, successors too: one core for all; or a list of one entry, which is for all, or of
+        ``n_jobs`` entries, one for each worker. An entry is the number of a core or a list of such. The cores this
+        process may use are ``os.sched_getaffinity(0)``.
     shared_objects : object, optional
         Given to every function after the worker id, as it is when the workers start; what a worker changes in it stays
         in that worker. Forked workers see it without a copy. For others it is pickled once, and its arrays lie in
@@ -47,6 +51,10 @@ class WorkerPool:
     use_dill : bool, default False
         dill instead of pickle for functions, arguments, results and shared objects. Without fork, the main program's
         functions share their globals in a worker: the values there are when a map begins, and what workers set.
+    enable_insights : bool, default False
+        Not there yet.
+    order_tasks : bool, default False
+        Not there yet: ``True`` is a ValueError.
     memory_limit : int, optional
         Bytes of shared memory that input and large results may take together; large results beyond it travel in pieces.
         Default: half of what this process may use of the machine.
@@ -70,24 +78,30 @@ class WorkerPool:
         self,
         n_jobs: int | None = None,
         daemon: bool = True,
-        *,
+        cpu_ids: CpuIds | None = None,
         shared_objects: Any = None,
         pass_worker_id: bool = False,
         use_worker_state: bool = False,
         start_method: str = DEFAULT_START_METHOD,
         keep_alive: bool = False,
         use_dill: bool = False,
+        enable_insights: bool = False,
+        order_tasks: bool = False,
+        *,
         memory_limit: int | None = None,
     ) -> None:
         options = make_options(
             n_jobs,
             daemon,
+            cpu_ids,
             shared_objects,
             pass_worker_id,
             use_worker_state,
             start_method,
             keep_alive,
             use_dill,
+            enable_insights,
+            order_tasks,
             memory_limit,
         )
         self._supervisor = Supervisor(options)
@@ -358,6 +372,76 @@ class WorkerPool:
         finally:
             if mine:
                 self._thread.release()
+
+    def pass_on_worker_id(self, pass_on: bool = True) -> None:
+        """Whether functions get the worker's number: `pass_worker_id` of :class:`WorkerPool`, from the next call on.
+
+        Kept workers were started with what was set before: this, :meth:`set_shared_objects` and
+        :meth:`set_use_worker_state` have them restarted at the next call, with a line in the log ``"fastpool"``, unless
+        the value is the one they have. They run their exit functions first, whose results are kept.
+
+        Raises
+        ------
+        TypeError
+            `pass_on` is no bool.
+        RuntimeError
+            A map is running.
+        """
+        self._set("pass_worker_id", check_flag("pass_on", pass_on))
+
+    def set_shared_objects(self, obj: Any = None) -> None:
+        """What functions get as shared objects (None: nothing), from the next call on; see :meth:`pass_on_worker_id`.
+
+        What counts is which object it is: the same one again, even if it has changed, restarts no worker.
+
+        Raises
+        ------
+        RuntimeError
+            A map is running.
+        """
+        self._set("shared_objects", obj)
+
+    def set_use_worker_state(self, flag: bool = True) -> None:
+        """Whether functions get a dict of the worker's own, from the next call on; see :meth:`pass_on_worker_id`.
+
+        Raises
+        ------
+        TypeError
+            `flag` is no bool.
+        RuntimeError
+            A map is running.
+        """
+        self._set("use_worker_state", check_flag("flag", flag))
+
+    def set_keep_alive(self, flag: bool = True) -> None:
+        """Whether workers survive the end of a map, from the next one on. Restarts no worker.
+
+        Raises
+        ------
+        TypeError
+            `flag` is no bool.
+        RuntimeError
+            A map is running.
+        """
+        self._set("keep_alive", check_flag("flag", flag))
+
+    def set_order_tasks(self, flag: bool = True) -> None:
+        """Not there yet: ``True`` is a ValueError.
+
+        Raises
+        ------
+        TypeError
+            `flag` is no bool.
+        ValueError
+            It is True.
+        RuntimeError
+            A map is running.
+        """
+        self._set("order_tasks", check_order(check_flag("flag", flag)))
+
+    def _set(self, option: str, value: Any) -> None:
+        with self._exclusively():
+            setattr(self._supervisor.options, option, value)
 
     def get_exit_results(self) -> list[Any]:
         """What `worker_exit` returned in each worker that ran a task and has ended since the workers were last started.

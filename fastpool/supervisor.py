@@ -21,7 +21,7 @@ from fastpool.arrays import public_spaces, shared_memory
 from fastpool.definition import Definition, same_defaults
 from fastpool.errors import SerializationError
 from fastpool.functions import Function, Functions, name_of
-from fastpool.machine import cpu_count, memory_bytes
+from fastpool.machine import memory_bytes
 from fastpool.options import PoolOptions
 from fastpool.process import WORKERS, WorkerProcess, bury_unknown
 from fastpool.recovery import Death, Elimination, Recovery
@@ -50,6 +50,7 @@ class Supervisor:
         self.exit_results: list[Any] = []
         self._is_ending = False  # :meth:`terminate` has begun and not come to its end
         self._starts_afresh = True  # the next worker to be started is the first
+        self._given: dict[str, Any] = {}  # to the workers, when the first of them was started
         self.running = False  # a map is
         self._enders: set[object] = set()  # see :meth:`ended_by_another_thread`
         self._segment: Segment | None = None
@@ -108,17 +109,28 @@ class Supervisor:
         self._check_ended()
         if self._is_ending:
             self.terminate()
+        restarts = bool(self._outdated)
+        if restarts:
+            logger.info("workers are restarted: %s has been set anew", ", ".join(self._outdated))
+            self.stop()
         if self._segment is None:
             shared_memory()  # mapped in workers too, whenever an array is made in it
             n_jobs = self.options.n_jobs
-            self._segment = Segment(n_jobs, RING_BYTES, self.options.memory_limit, cpu_count())
+            self._segment = Segment(n_jobs, RING_BYTES, self.options.memory_limit, self.options.cores)
             self._collector = Collector(self._segment, self.serializer.loads)
         self.bury(self._ended_meanwhile())
         self.serializer.begin_job()
         if not self._workers:
-            self._starts_afresh = True
+            self._starts_afresh = not restarts
+            self._given = self.options.given_to_workers
             self._pack_shared_objects()
         self._learn(new)
+
+    @property
+    def _outdated(self) -> list[str]:
+        """Options that have other values than the living workers were started with."""
+        now = self.options.given_to_workers
+        return [name for name, value in now.items() if self._workers and self._given[name] is not value]
 
     @property
     def forks(self) -> bool:
@@ -176,7 +188,7 @@ class Supervisor:
     def warn_of_changes(self, new: Functions, stacklevel: int) -> None:
         """Live workers do not run another init, and run another exit than the map before said."""
         was, self._exit = self._exit, new.exit
-        if not self._workers:
+        if not self._workers or self._outdated:
             self._init = new.init
             return
         if new.init is not None and new.init != self._init:
@@ -267,7 +279,8 @@ class Supervisor:
             self._starts_afresh = False
             self.exit_results = []
         kind = WORKERS[self.options.start_method]
-        process = kind(self.segment, worker_id, main, self.options.daemon, descriptors)
+        cores = None if self.options.cpu_ids is None else self.options.cpu_ids[worker_id]
+        process = kind(self.segment, worker_id, main, self.options.daemon, descriptors, cores)
         process.start()
         self._workers[worker_id] = process
         self._check_ended()

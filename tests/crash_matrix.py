@@ -24,7 +24,7 @@ import numpy
 import pytest
 from leftovers import read_process
 
-from fastpool import RemoteError, SerializationError, WorkerDiedError, WorkerPool, _native, supervisor
+from fastpool import RemoteError, SerializationError, WorkerDiedError, WorkerPool, _native, options
 
 N = 40  # tasks
 CHUNK = 5
@@ -345,7 +345,7 @@ def test_cell(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
         raise kind(1)
 
     if cell.place == "idle and spinning":
-        monkeypatch.setattr(supervisor, "cpu_count", lambda: 8)
+        monkeypatch.setattr(options, "cpu_count", lambda: 8)
     before = signal.signal(signal.SIGUSR1, strike)
     try:
         since = time.monotonic()
