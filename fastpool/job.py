@@ -13,7 +13,7 @@ import numpy
 
 from fastpool.arrays import Array, Slices, cut
 from fastpool.functions import Function, Functions
-from fastpool.options import PoolOptions, check_int, shorten
+from fastpool.options import PoolOptions, check_flag, check_int, shorten
 
 INT64 = range(-(2**63), 2**63)
 MOST_RESULTS = sys.maxsize // 8
@@ -122,16 +122,13 @@ def make_map_job(
     _check_callable("func", func, optional=False)
     _check_callable("worker_init", worker_init)
     _check_callable("worker_exit", worker_exit)
-    if not isinstance(iterable_of_args, Iterable) and not hasattr(iterable_of_args, "__getitem__"):
-        raise TypeError(f"iterable_of_args must be an iterable, not {type(iterable_of_args).__name__}")
+    check_iterable("iterable_of_args", iterable_of_args)
     iterable_len = check_int("iterable_len", iterable_len, least=0)
     n_splits = check_int("n_splits", n_splits, least=1)
     worker_lifespan = check_int("worker_lifespan", worker_lifespan, least=1)
-    chunk_size = _check_chunk_size(chunk_size)
-    flags = {"concatenate_numpy_output": concatenate_numpy_output, "return_exceptions": return_exceptions}
-    for name, value in flags.items():
-        if not isinstance(value, bool):
-            raise TypeError(f"{name} must be a bool, not {type(value).__name__}")
+    chunk_size = check_chunk_size(chunk_size)
+    check_flag("concatenate_numpy_output", concatenate_numpy_output)
+    check_flag("return_exceptions", return_exceptions)
     if retries is None:
         raise TypeError("retries must be an int, not NoneType")
     _check_out(out, iterable_of_args, concatenate_numpy_output, return_exceptions)
@@ -178,8 +175,6 @@ def _slices(array: Array, options: PoolOptions, chunk_size: float | None, n_spli
 
 
 def _check_out(out: Any, iterable: Any, join: bool, return_exceptions: bool) -> None:
-    if isinstance(iterable, numpy.ndarray) and iterable.ndim == 0:
-        raise TypeError("iterable_of_args must have an axis to be cut along; this array has no dimensions")
     if out is None:
         return
     if not isinstance(out, numpy.ndarray):
@@ -199,13 +194,13 @@ def _length(iterable: Iterable[Any], limit: int | None) -> int | None:
         step = iterable.step
         length: int | None = max(0, (iterable.stop - iterable.start + step - (1 if step > 0 else -1)) // step)
     else:
-        length = _said_length(iterable)
+        length = said_length(iterable)
     if limit is None:
         return length
     return limit if length is None else min(length, limit)
 
 
-def _said_length(iterable: Iterable[Any]) -> int | None:
+def said_length(iterable: Iterable[Any]) -> int | None:
     """What ``len`` says, if it can: some classes have it and raise, and it refuses more than sys.maxsize."""
     if not isinstance(iterable, Sized):
         return None
@@ -215,13 +210,32 @@ def _said_length(iterable: Iterable[Any]) -> int | None:
         return None
 
 
+def check_iterable(name: str, value: Any) -> None:
+    """Anything that can be iterated, also by index alone.
+
+    Raises
+    ------
+    TypeError
+    """
+    if not isinstance(value, Iterable) and not hasattr(value, "__getitem__"):
+        raise TypeError(f"{name} must be an iterable, not {type(value).__name__}")
+    if isinstance(value, numpy.ndarray) and value.ndim == 0:
+        raise TypeError(f"{name} must have an axis to be cut along; this array has no dimensions")
+
+
 def _check_callable(name: str, value: Any, optional: bool = True) -> None:
     if callable(value) or (optional and value is None):
         return
     raise TypeError(f"{name} must be callable{' or None' if optional else ''}, not {type(value).__name__}")
 
 
-def _check_chunk_size(value: Any) -> float | None:
+def check_chunk_size(value: Any) -> float | None:
+    """An optional number of tasks, on average.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
     if value is None:
         return None
     if isinstance(value, bool) or not (hasattr(value, "__index__") or isinstance(value, float)):
