@@ -40,9 +40,10 @@ typedef struct {
 } fp_gate;
 
 enum {
-  FP_JOB_LAST = 1,       /* workers stop when the job is exhausted */
-  FP_JOB_TIMED = 2,      /* task_start and counters after every task */
-  FP_JOB_KEEP_GOING = 4, /* a task's exception is its result: the worker goes on with the next one */
+  FP_JOB_LAST = 1,         /* workers stop when the job is exhausted */
+  FP_JOB_TIMED = 2,        /* task_start and counters after every task */
+  FP_JOB_KEEP_GOING = 4,   /* a task's exception is its result: the worker goes on with the next one */
+  FP_JOB_ALWAYS_EXIT = 16, /* the exit function runs also in a worker that ends because of an error */
 };
 
 #define FP_TOTAL_UNKNOWN UINT64_MAX

@@ -81,6 +81,7 @@ cdef class Collector:
     cdef readonly list failures       # (worker, phase, task or None, payload) of exceptions, in order of arrival
     cdef readonly object rested_at    # after a silence: units claimed by workers that all rested before; else None
     cdef readonly list exits          # results of exit functions, in order of arrival
+    cdef readonly bint is_closing     # only these, and failures of exit functions, are taken: see close()
 
     def __cinit__(self, Segment segment, loads):
         cdef int i
@@ -146,6 +147,12 @@ cdef class Collector:
         """Drop the results collected so far."""
         self.results = self.sample = None
         self.feed = self.revive = None
+
+    def close(self) -> None:
+        """The job was given up. From now on pass over everything but what exit functions return and raise."""
+        self.abandon()
+        self.failures.clear()
+        self.is_closing = True
 
     def missing(self, uint64_t first, uint64_t count) -> list:
         """Of tasks first … first + count - 1, those without a result, as ranges in order."""
@@ -232,7 +239,9 @@ cdef class Collector:
         """Decode the items of a view and release them."""
         cdef const unsigned char *at = view.at
         cdef uint32_t count = view.count
-        if view.phase != FP_PHASE_TASK or view.kind == FP_KIND_ERROR or view.kind == FP_KIND_FRAGMENT \
+        if self.is_closing and view.phase != FP_PHASE_EXIT:
+            self.pass_over(worker, view, &at)
+        elif view.phase != FP_PHASE_TASK or view.kind == FP_KIND_ERROR or view.kind == FP_KIND_FRAGMENT \
                 or view.kind == FP_KIND_BLOCK:
             self.take_one(worker, view, &at)
             count = 1
@@ -243,6 +252,20 @@ cdef class Collector:
             if self.feed is not None:
                 self.feed.collected(view.first, count)
         check(reader_take(reader, count, <uint32_t>(at - view.at)), f"the results of worker {worker}")
+        return 0
+
+    cdef int pass_over(self, uint32_t worker, fp_view *view, const unsigned char **at) except -1:
+        """All of a view, whose items nobody wants."""
+        cdef Decoder decoder = <Decoder>self.decoders[worker]
+        decoder.dry = True
+        try:
+            for _ in range(view.count):
+                if view.kind == FP_KIND_FRAGMENT:
+                    decoder.fragment(at, view.end)
+                else:
+                    decoder.item(view.kind, at, view.end)
+        finally:
+            decoder.dry = False
         return 0
 
     cdef int demand_places(self, const fp_view *view, uint64_t count) except -1:

@@ -17,6 +17,7 @@ cdef extern from "layout.h" nogil:
         FP_JOB_LAST
         FP_JOB_TIMED
         FP_JOB_KEEP_GOING
+        FP_JOB_ALWAYS_EXIT
         FP_FEED_SLOTS
         FP_STARTING
         FP_IDLE

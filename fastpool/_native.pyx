@@ -823,6 +823,21 @@ cdef class Segment(Arena):
         store(fp_control_of(self.at, worker).command, FP_CMD_STOP)
         self.ring_worker(worker)
 
+    def give_up(self) -> None:
+        """The job will not be finished: workers claim nothing more, drop what they hold before their next task, and
+        end. The segment takes no other job then."""
+        cdef int worker
+        cdef uint64_t number
+        if self.closed:
+            return
+        number = self.at.job.number
+        fp_gate_close(self.at)
+        self.number = 0
+        for worker in range(self.lanes):
+            poke(fp_control_of(self.at, worker).abandon, number)
+            if self.pids[worker]:
+                self.command_stop(worker)
+
     def wake(self, int count) -> None:
         """Wake up to `count` workers that sleep for want of work. What they wait for has been published."""
         cdef int worker

@@ -14,12 +14,12 @@ from fastpool._codec cimport Decoder, put
 from fastpool._lane cimport LaneEncoder
 from fastpool._native cimport (
     FP_CLAIM_CLOSED, FP_CLAIM_EXHAUSTED, FP_CLAIM_OK, FP_CLAIM_OTHER, FP_CLAIM_STARVED, FP_CMD_STOP, FP_EXITED,
-    FP_EXITING, FP_IDLE, FP_INDEX_CLOSED, FP_INITIALIZING, FP_JOB_KEEP_GOING, FP_JOB_LAST, FP_KIND_FLOAT64,
-    FP_KIND_INT64, FP_KIND_PACKED, FP_KIND_PICKLE, FP_KIND_TAGGED, FP_PHASE_EXIT, FP_PHASE_INIT, FP_PHASE_TASK,
-    FP_RUNNING, FP_TOTAL_UNKNOWN, SIG_BLOCK, SIG_SETMASK, Segment, claim_drop, claim_join, claim_next, fp_align, fp_at,
-    fp_claim_index, fp_claim_number, fp_control, fp_control_of, fp_feed_of, fp_feed_slot, fp_job, fp_kind_of, fp_line,
-    fp_line_news, fp_line_of, fp_record, fp_segment, fp_terms, load, memory_expect, move_state, now_ns, peek, poke,
-    pthread_sigmask, sigfillset, sigset_t, store,
+    FP_EXITING, FP_IDLE, FP_INDEX_CLOSED, FP_INITIALIZING, FP_JOB_ALWAYS_EXIT, FP_JOB_KEEP_GOING, FP_JOB_LAST,
+    FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_PACKED, FP_KIND_PICKLE, FP_KIND_TAGGED, FP_PHASE_EXIT, FP_PHASE_INIT,
+    FP_PHASE_TASK, FP_RUNNING, FP_TOTAL_UNKNOWN, SIG_BLOCK, SIG_SETMASK, Segment, claim_drop, claim_join, claim_next,
+    fp_align, fp_at, fp_claim_index, fp_claim_number, fp_control, fp_control_of, fp_feed_of, fp_feed_slot, fp_job,
+    fp_kind_of, fp_line, fp_line_news, fp_line_of, fp_record, fp_segment, fp_terms, load, memory_expect, move_state,
+    now_ns, peek, poke, pthread_sigmask, sigfillset, sigset_t, store,
 )
 from fastpool._nursery cimport install, nursery
 from fastpool._packed cimport KEEP_BYTES
@@ -270,7 +270,8 @@ cdef class Loop:
             self.out.phase = FP_PHASE_INIT
             self.out.number = 0
             self.report(error, "worker", None, None)
-            self.ran = False  # after an error exit functions do not run
+            if not self.terms.flags & FP_JOB_ALWAYS_EXIT:
+                self.ran = False
             self.leave()
 
     cdef int live(self) except -1:
@@ -420,6 +421,7 @@ cdef class Loop:
         claim_drop(self.segment.at, self.worker)
         self.become(FP_EXITING)
         if self.ran:
+            self.ran = False  # once, whatever comes
             self.out.phase = FP_PHASE_EXIT
             self.out.number = 0
             what = "worker_exit"
@@ -465,6 +467,8 @@ cdef class Loop:
         cdef fp_feed_slot *slot
         cdef uint64_t since, done, took
         cdef bint complete
+        if peek(self.look.control.abandon) >= self.terms.number:
+            return False
         if first + count >= load(job.hungry_at):
             self.out.tell_parent()
         if not self.initialize():

@@ -16,6 +16,7 @@ from fastpool.functions import Function, Functions
 from fastpool.options import PoolOptions, check_flag, check_int, shorten
 
 INT64 = range(-(2**63), 2**63)
+EXIT_SECONDS = 5.0  # for the task that a worker is at and its exit function, where no worker_exit_timeout is given
 MOST_RESULTS = sys.maxsize // 8
 MOST_UNITS = 2**40 - 2  # of the claim word; longer ranges are iterated
 
@@ -47,6 +48,10 @@ class MapJob:
         A failed task's exception is its result, and the map goes on.
     retries : int
         How often a task whose worker died is given to another one.
+    always_exit : bool
+        Exit functions run also in workers that end because of an error, or of `terminate`.
+    worker_exit_timeout : float or None
+        Seconds.
     lazy : bool
         Results are handed out one by one while the map runs.
     ordered : bool
@@ -64,6 +69,8 @@ class MapJob:
     out: Array | None = None
     return_exceptions: bool = False
     retries: int = 0
+    always_exit: bool = False
+    worker_exit_timeout: float | None = None
     lazy: bool = False
     ordered: bool = True
 
@@ -71,6 +78,14 @@ class MapJob:
     def outlives_workers(self) -> bool:
         """Does it go on when a worker dies?"""
         return self.return_exceptions or self.retries > 0
+
+    @property
+    def patience(self) -> float | None:
+        """Seconds in which workers come to their end, with their exit functions, when the map fails. None: they are
+        killed."""
+        if not self.always_exit:
+            return None
+        return EXIT_SECONDS if self.worker_exit_timeout is None else self.worker_exit_timeout
 
     @property
     def as_range(self) -> range | None:
@@ -129,6 +144,7 @@ def make_map_job(
     chunk_size = check_chunk_size(chunk_size)
     check_flag("concatenate_numpy_output", concatenate_numpy_output)
     check_flag("return_exceptions", return_exceptions)
+    check_flag("always_exit", always_exit)
     if retries is None:
         raise TypeError("retries must be an int, not NoneType")
     _check_out(out, iterable_of_args, concatenate_numpy_output, return_exceptions)
@@ -142,6 +158,8 @@ def make_map_job(
         worker_lifespan=None if worker_lifespan is None else min(worker_lifespan, MOST_UNITS),
         return_exceptions=return_exceptions,
         retries=check_int("retries", retries, least=0) or 0,
+        always_exit=always_exit,
+        worker_exit_timeout=_check_seconds("worker_exit_timeout", worker_exit_timeout),
         lazy=lazy,
         ordered=ordered,
     )
@@ -227,6 +245,16 @@ def _check_callable(name: str, value: Any, optional: bool = True) -> None:
     if callable(value) or (optional and value is None):
         return
     raise TypeError(f"{name} must be callable{' or None' if optional else ''}, not {type(value).__name__}")
+
+
+def _check_seconds(name: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds or None, not {type(value).__name__}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite, not {value}")
+    return float(value)
 
 
 def check_chunk_size(value: Any) -> float | None:

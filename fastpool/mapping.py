@@ -15,7 +15,7 @@ from fastpool.remote import revive
 from fastpool.schedule import CHUNK_NS, Schedule, collect_grain
 from fastpool.supervisor import Supervisor
 
-JOB_LAST, JOB_KEEP_GOING = 1, 4
+JOB_LAST, JOB_KEEP_GOING, JOB_ALWAYS_EXIT = 1, 4, 16
 PATIENCE_NS = 5_000_000  # a chunk is not held back longer for elements that come slowly
 NO_LIMIT = 2**63
 NEVER = 2**64 - 1  # a unit that is never claimed
@@ -25,7 +25,9 @@ MOMENT_NS = 200_000  # less than starting a worker takes
 
 def run(supervisor: Supervisor, job: MapJob) -> Any:
     """Run a map to its end. On any error all workers are stopped, and the error is raised."""
-    return supervisor.map_call(job.functions, job.outlives_workers, lambda: MapRun(supervisor, job).results())
+    return supervisor.map_call(
+        job.functions, job.outlives_workers, job.patience, lambda: MapRun(supervisor, job).results()
+    )
 
 
 def _nobody() -> bool:
@@ -133,6 +135,7 @@ class MapRun:
             exact = type(job.iterable) in (list, tuple, range, Slices)
             size = job.length if exact and job.length is not None else 0
         flags = (0 if options.keep_alive else JOB_LAST) | (JOB_KEEP_GOING if job.return_exceptions else 0)
+        flags |= JOB_ALWAYS_EXIT if job.always_exit else 0
         self.window = 0 if self.range is None else min(size, job.max_tasks_active or size)
         number = self.segment.publish(
             range_units=size if self.range is not None else 0,

@@ -184,6 +184,12 @@ class WorkerPool:
             result was there is never run again; of what a dead worker held, only the task that it was at may have been
             begun, and counts as tried. A worker that died has no exit result. Workers that die before they get to a
             task count too, if nothing else was done in between.
+        always_exit : bool, default False
+            Run `worker_exit` also in the workers that end because of an error (what another raised, its death, an
+            interrupt), of :meth:`terminate` or of leaving ``with``, but in none that was killed. They drop what they
+            have not begun. The task that a worker is at, and its exit function, must end within `worker_exit_timeout`,
+            or 5 seconds where none is given, from then on: else the worker is killed, with a warning in the log. Ctrl-C
+            meanwhile kills them at once. Exit functions that fail are logged. Of kept workers, the last map counts.
 
         Returns
         -------
@@ -197,7 +203,7 @@ class WorkerPool:
         Exception
             What a task, `worker_init` or `worker_exit` raised, with its own type, arguments and attributes, caused by
             a :class:`fastpool.RemoteError`; or what the input itself raised while it was iterated. All workers are
-            stopped then, without their exit functions; the pool can be used again.
+            stopped then, without their exit functions (but see `always_exit`); the pool can be used again.
         WorkerDiedError
             A worker ended without being asked to, more often than `retries` allows.
         SerializationError
@@ -477,14 +483,17 @@ class WorkerPool:
     join = stop_and_join
 
     def terminate(self) -> None:
-        """Stop all workers now, without their exit functions. The pool can be used again.
+        """Stop all workers now, without their exit functions, unless the last map had `always_exit`. The pool can be
+        used again.
 
         May be called while another thread is in :meth:`map` or :meth:`stop_and_join`, which raises a RuntimeError then;
         this returns when it has: as soon as the input, if that keeps it waiting, gives its next element.
         """
         if not self._thread.acquire(blocking=False):
-            with self._supervisor.ended_by_another_thread(), Interruptible():
-                self._thread.acquire()
+            with self._supervisor.ended_by_another_thread() as patience, Interruptible():
+                if not self._thread.acquire(timeout=patience):
+                    self._supervisor.kill()
+                    self._thread.acquire()
         try:
             self._terminate()
         finally:
@@ -492,7 +501,7 @@ class WorkerPool:
 
     def _terminate(self) -> None:
         with self._exclusively():
-            self._supervisor.terminate()
+            self._supervisor.end()
             self._forget_finalizer()
 
     @uninterrupted

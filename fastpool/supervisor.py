@@ -16,10 +16,10 @@ from typing import Any
 from fastpool import functions, remote, spawning, worker
 from fastpool._collect import Collector
 from fastpool._native import Segment
-from fastpool._signals import uninterrupted
+from fastpool._signals import Interruptible, uninterrupted
 from fastpool.arrays import public_spaces, shared_memory
 from fastpool.definition import Definition, same_defaults
-from fastpool.errors import SerializationError
+from fastpool.errors import DamagedMemoryError, SerializationError
 from fastpool.functions import Function, Functions, name_of
 from fastpool.machine import memory_bytes
 from fastpool.options import PoolOptions
@@ -52,6 +52,7 @@ class Supervisor:
         self._starts_afresh = True  # the next worker to be started is the first
         self._given: dict[str, Any] = {}  # to the workers, when the first of them was started
         self.running = False  # a map is
+        self._patience: float | None = None  # of the last map, see :meth:`end`
         self._enders: set[object] = set()  # see :meth:`ended_by_another_thread`
         self._segment: Segment | None = None
         self._collector: Collector | None = None
@@ -75,7 +76,9 @@ class Supervisor:
 
     # ---------------------------------------------------------------- the map
 
-    def map_call(self, new: Functions, outlives_workers: bool, body: Callable[[], list[Any]]) -> list[Any]:
+    def map_call(
+        self, new: Functions, outlives_workers: bool, patience: float | None, body: Callable[[], list[Any]]
+    ) -> list[Any]:
         """Run a map with these functions. On any error all workers are stopped, and the error is raised.
 
         No context manager: an interrupt at the end of one could leave `running` set.
@@ -83,6 +86,7 @@ class Supervisor:
         try:
             self.running = True
             self.deaths = [] if outlives_workers else None
+            self._patience = patience
             self._prepare(new)
             results = body()
             if not self.options.keep_alive:
@@ -92,7 +96,7 @@ class Supervisor:
             self._take_exit_results()
             return results
         except BaseException as error:
-            self.terminate()
+            self.end(error)
             self.tell_of_dill(error)
             raise
         finally:
@@ -366,7 +370,7 @@ class Supervisor:
         recovery.settle(deaths, self._workers)
 
     def _raise_failure(self) -> None:
-        if self.collector.failures:
+        if self.collector.failures and not self.collector.is_closing:
             worker_id, _, task, payload = self.collector.failures[0]
             raise remote.revive(worker_id, task, payload, self.serializer)
 
@@ -415,12 +419,69 @@ class Supervisor:
             for worker_id in list(self._workers):
                 self.segment.command_stop(worker_id)
             self._see_out()
+        except BaseException as error:
+            self.end(error)
+            raise
+        self.terminate()
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Stop all workers now, because of an error or because it was asked for; with their exit functions, if the last
+        map wanted that (`always_exit`). Where shared memory is damaged nobody can be told anything: they are killed."""
+        try:
+            if self._patience is not None and not isinstance(error, DamagedMemoryError):
+                with Interruptible():
+                    self._let_exit(self._patience)
         finally:
             self.terminate()
 
+    def _let_exit(self, seconds: float) -> None:
+        """Have the workers drop the job, run their exit functions and end, as far as they do so in time."""
+        if self._segment is None or self._collector is None or self._is_ending or os.getpid() != self.owner_pid:
+            return
+        deadline_ns = time.monotonic_ns() + int(seconds * 1e9)
+        self._collector.close()
+        for worker_id in self._bury_unknown():
+            self._empty_lane(worker_id)
+        self._segment.give_up()
+        for worker_id in self._workers:
+            if self._segment.state(worker_id) == "starting":  # it has nothing to exit from, and can claim nothing now
+                self._segment.kill(worker_id, signal.SIGKILL)
+        while self._workers and time.monotonic_ns() < deadline_ns:
+            all_gathered = self._collector.collect()
+            self.hand_over_lanes()
+            if all_gathered and self._workers and self._collector.wait(1, deadline_ns):
+                self._drop_dead()
+        for process in self._leaving:
+            process.popen.wait(max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9))
+        for worker_id in self._workers:
+            logger.warning("worker %d did not come to its end within %g s and is killed", worker_id, seconds)
+        for worker_id, _, task, payload in self._collector.failures:
+            failure = remote.revive(worker_id, task, payload, self.serializer)
+            logger.warning("worker_exit failed in worker %d, which was ending", worker_id, exc_info=failure)
+
+    def _drop_dead(self) -> None:
+        """Workers whose process has ended without their last word, while all are ending."""
+        for worker_id in self.segment.ended():
+            if self.segment.state(worker_id) != "exited":
+                self._workers.pop(worker_id).reap(block=True)
+                self.collector.drain(worker_id)
+                self.segment.declare_dead(worker_id)
+
+    def _bury_unknown(self) -> list[int]:
+        """Kill and wait for workers that an exception left without a record here, between their start and that."""
+        assert self._segment is not None
+        unknown = [lane for lane in range(self._segment.lanes) if self._segment.pid(lane) and lane not in self._workers]
+        for worker_id in unknown:
+            self._segment.kill(worker_id, signal.SIGKILL)
+            bury_unknown(self._segment, worker_id)
+        return unknown
+
     @contextlib.contextmanager
-    def ended_by_another_thread(self) -> Iterator[None]:
+    def ended_by_another_thread(self) -> Iterator[float]:
         """While this is entered, the thread that uses the pool lets go of it: its call raises, and cleans up.
+
+        Yields how long (seconds, -1: for ever) to wait for that before :meth:`kill` is called, if workers were told to
+        run their exit functions.
 
         This thread first says so (a token in `_enders`), then kills; the other one first makes a process known (its pid
         in the segment, or the process in `_leaving`), then looks for tokens, then sleeps or waits. So either the kill
@@ -430,10 +491,22 @@ class Supervisor:
         token = object()
         self._enders.add(token)
         try:
+            yield self._ask_to_end()
+        except BaseException:
             self.kill()
-            yield
+            raise
         finally:
             self._enders.discard(token)
+
+    def _ask_to_end(self) -> float:
+        """In another thread than the pool's: kill all workers, or have them run their exit functions first. Returns how
+        many seconds these have, -1: they have been killed."""
+        segment, patience = self._segment, self._patience
+        if segment is None or patience is None:
+            self.kill()
+            return -1.0
+        segment.give_up()
+        return patience
 
     def _check_ended(self) -> None:
         if self._enders:
@@ -472,10 +545,8 @@ class Supervisor:
         self._drop_shared_objects()
         for process in (*self._workers.values(), *self._leaving):
             process.reap(block=True)
-        for worker_id in range(self._segment.lanes):
-            if self._segment.pid(worker_id):  # an exception came between its start and its record here
-                bury_unknown(self._segment, worker_id)
         self._workers.clear()
+        self._bury_unknown()
         self._leaving.clear()
         self._in_use_by_workers.clear()
         self._segment.close()
