@@ -145,8 +145,6 @@ def make_map_job(
     check_flag("concatenate_numpy_output", concatenate_numpy_output)
     check_flag("return_exceptions", return_exceptions)
     check_flag("always_exit", always_exit)
-    if retries is None:
-        raise TypeError("retries must be an int, not NoneType")
     _check_out(out, iterable_of_args, concatenate_numpy_output, return_exceptions)
     job = MapJob(
         functions=Functions(func, worker_init, worker_exit),
@@ -157,7 +155,7 @@ def make_map_job(
         max_tasks_active=check_int("max_tasks_active", max_tasks_active, least=1),
         worker_lifespan=None if worker_lifespan is None else min(worker_lifespan, MOST_UNITS),
         return_exceptions=return_exceptions,
-        retries=check_int("retries", retries, least=0) or 0,
+        retries=check_int("retries", retries, least=0, optional=False) or 0,
         always_exit=always_exit,
         worker_exit_timeout=_check_seconds("worker_exit_timeout", worker_exit_timeout),
         lazy=lazy,
@@ -198,13 +196,13 @@ def _check_out(out: Any, iterable: Any, join: bool, return_exceptions: bool) -> 
     if not isinstance(out, numpy.ndarray):
         raise TypeError(f"out must be a numpy array or None, not {type(out).__name__}")
     if not isinstance(iterable, numpy.ndarray):
-        raise ValueError("out is for maps over a numpy array")
+        raise ValueError(f"out is for maps over a numpy array, not over a {type(iterable).__name__}")
     if not join:
         raise ValueError("out and concatenate_numpy_output=False exclude each other")
     if return_exceptions:
         raise ValueError("out and return_exceptions=True exclude each other: an exception has no place in an array")
     if not out.flags.writeable:
-        raise ValueError("out must be writeable")
+        raise ValueError("out must be writeable, not a read-only array")
 
 
 def _length(iterable: Iterable[Any], limit: int | None) -> int | None:

@@ -143,17 +143,17 @@ def check_order(order_tasks: Any) -> bool:
     return False
 
 
-def check_int(name: str, value: Any, least: int) -> int | None:
-    """An optional whole number: anything that has ``__index__``, but no bool.
+def check_int(name: str, value: Any, least: int, optional: bool = True) -> int | None:
+    """A whole number, None where it is optional: anything that has ``__index__``, but no bool.
 
     Raises
     ------
     TypeError, ValueError
     """
-    if value is None:
+    if value is None and optional:
         return None
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an int or None, not {type(value).__name__}")
+        raise TypeError(f"{name} must be an int{' or None' if optional else ''}, not {type(value).__name__}")
     number = operator.index(value)
     if number < least:
         raise ValueError(f"{name} must be at least {least}, not {shorten(number)}")
