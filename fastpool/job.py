@@ -52,6 +52,8 @@ class MapJob:
         Exit functions run also in workers that end because of an error, or of `terminate`.
     worker_exit_timeout : float or None
         Seconds.
+    in_turn : bool
+        Chunk i goes to worker i modulo the number of workers.
     lazy : bool
         Results are handed out one by one while the map runs.
     ordered : bool
@@ -71,6 +73,7 @@ class MapJob:
     retries: int = 0
     always_exit: bool = False
     worker_exit_timeout: float | None = None
+    in_turn: bool = False
     lazy: bool = False
     ordered: bool = True
 
@@ -89,8 +92,8 @@ class MapJob:
 
     @property
     def as_range(self) -> range | None:
-        """The input as a range that workers can compute from three 64-bit integers, or None."""
-        if type(self.iterable) is not range:
+        """The input as a range whose tasks workers claim and compute from three 64-bit integers, or None."""
+        if type(self.iterable) is not range or self.in_turn:
             return None
         whole = self.iterable if self.limit is None else self.iterable[: self.limit]
         if not whole:
@@ -158,6 +161,7 @@ def make_map_job(
         retries=check_int("retries", retries, least=0, optional=False) or 0,
         always_exit=always_exit,
         worker_exit_timeout=_check_seconds("worker_exit_timeout", worker_exit_timeout),
+        in_turn=options.order_tasks,
         lazy=lazy,
         ordered=ordered,
     )

@@ -15,7 +15,7 @@ from fastpool.remote import revive
 from fastpool.schedule import CHUNK_NS, Schedule, collect_grain
 from fastpool.supervisor import Supervisor
 
-JOB_LAST, JOB_KEEP_GOING, JOB_ALWAYS_EXIT = 1, 4, 16
+JOB_LAST, JOB_KEEP_GOING, JOB_ALWAYS_EXIT, JOB_ORDERED = 1, 4, 16, 32
 PATIENCE_NS = 5_000_000  # a chunk is not held back longer for elements that come slowly
 NO_LIMIT = 2**63
 NEVER = 2**64 - 1  # a unit that is never claimed
@@ -72,7 +72,7 @@ class MapRun:
                 break
             if all_gathered:
                 self._check_none_lost()
-            self.supervisor.start_workers(self.workers, self._has_unclaimed)
+            self._start_workers(self.workers)
             if all_gathered:
                 self.supervisor.sleep(self._grain())
         if self.recovery is not None:  # so far nobody knew that no more would come
@@ -106,7 +106,9 @@ class MapRun:
     def _is_little(self) -> bool:
         """May this be too little work for a second worker? Only of input that does not keep us waiting, and where a
         worker comes up quickly."""
-        quick = self.supervisor.forks and (self.range is not None or type(self.job.iterable) in (list, tuple))
+        if not self.supervisor.forks or self.job.in_turn:
+            return False
+        quick = self.range is not None or type(self.job.iterable) in (list, tuple)
         return quick and self.job.length is not None and self.job.length <= FEW_TASKS * self.n_jobs
 
     def _try_one_worker(self) -> None:
@@ -135,7 +137,7 @@ class MapRun:
             exact = type(job.iterable) in (list, tuple, range, Slices)
             size = job.length if exact and job.length is not None else 0
         flags = (0 if options.keep_alive else JOB_LAST) | (JOB_KEEP_GOING if job.return_exceptions else 0)
-        flags |= JOB_ALWAYS_EXIT if job.always_exit else 0
+        flags |= (JOB_ALWAYS_EXIT if job.always_exit else 0) | (JOB_ORDERED if job.in_turn else 0)
         self.window = 0 if self.range is None else min(size, job.max_tasks_active or size)
         number = self.segment.publish(
             range_units=size if self.range is not None else 0,
@@ -186,7 +188,7 @@ class MapRun:
             assert self.range is not None
             values = self.range
             feed = Feed(self.segment, (), None, self.supervisor.serializer, base=len(values))
-        return Recovery(self.segment, self.collector, feed, values, job.retries, job.return_exceptions)
+        return Recovery(self.segment, self.collector, feed, values, job.retries, job.return_exceptions, job.in_turn)
 
     def _revive(self, worker_id: int, task: int, payload: Any) -> BaseException:
         error = revive(worker_id, task, payload, self.supervisor.serializer)
@@ -210,6 +212,19 @@ class MapRun:
             return self.recovery.feed.published
         return self.segment.range_units if self.feed is None else self.feed.published
 
+    def _start_workers(self, wanted: int) -> None:
+        """Start workers until there are `wanted`, as far as there is something for them; in an ordered job, those whose
+        chunks are there."""
+        if not self.job.in_turn:
+            self.supervisor.start_workers(wanted, self._has_unclaimed)
+            return
+        assert self.feed is not None
+        for worker_id in self.supervisor.free_lanes:
+            chunk = self.feed.next_for(worker_id, self.n_jobs)
+            if chunk < self.feed.published:
+                self.segment.begin_at(worker_id, chunk)
+                self.supervisor.start_worker(worker_id)
+
     def _has_unclaimed(self) -> bool:
         if self.feed is not None and not self.feed.exhausted:
             return True
@@ -227,7 +242,7 @@ class MapRun:
     def _check_none_lost(self) -> None:
         """Where all workers rested before the last gathering, what had been claimed by then has been gathered."""
         claimed = self.collector.rested_at
-        if claimed is None or (self.recovery is not None and self.recovery.is_open):
+        if claimed is None or (self.recovery is not None and self.recovery.is_open) or self.job.in_turn:
             return
         if self.feed is not None:
             lost = claimed >= self.feed.published and self.feed.outstanding > 0
@@ -269,7 +284,7 @@ class MapRun:
         task_ns = self._task_ns()
         while not feed.exhausted or feed.has_pending:
             if not feed.has_pending:
-                unclaimed = feed.published - self.segment.claimed()
+                unclaimed = self._waiting_chunks(feed)
                 most = schedule.may_feed(feed.tasks, self.collector.collected, unclaimed)
                 size = min(most, schedule.next_size(feed.tasks, task_ns))
                 if size == 0 or feed.encode(size, PATIENCE_NS, self.chunk_bytes) == 0:
@@ -283,7 +298,14 @@ class MapRun:
                 self.segment.call_when_claimed(NEVER)
             self.segment.wake(self.n_jobs)
         else:
-            self.segment.call_when_claimed(max(0, feed.published - self.schedule.ahead // 2))
+            late = feed.published - self.schedule.ahead // 2
+            self.segment.call_when_claimed(0 if self.job.in_turn else max(0, late))  # claims come in no order then
+
+    def _waiting_chunks(self, feed: Feed) -> int:
+        """Chunks that nobody has claimed; in an ordered job, at least so many."""
+        if self.job.in_turn:
+            return max(0, feed.outstanding - self.supervisor.living)
+        return feed.published - self.segment.claimed()
 
     def _check_room(self) -> None:
         """There is no room for a chunk, and none of those before it is out."""
@@ -303,8 +325,11 @@ class MapRun:
                 self._check_room()
             return False
         self.schedule.chunks += 1
-        if self.supervisor.living < self.workers:  # before the input may make us wait for its next element
-            self.supervisor.start_workers(self.supervisor.living + 1, self._has_unclaimed)
+        if self.job.in_turn:
+            self._start_workers(self.workers)
+            self.segment.wake(self.n_jobs)  # the one whose chunk it is among them
+        elif self.supervisor.living < self.workers:  # before the input may make us wait for its next element
+            self._start_workers(self.supervisor.living + 1)
         else:
             self.segment.wake(1)
         return True

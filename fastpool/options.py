@@ -94,10 +94,10 @@ def make_options(
         "keep_alive": keep_alive,
         "use_dill": use_dill,
         "enable_insights": enable_insights,
+        "order_tasks": order_tasks,
     }
     for name, value in flags.items():
         check_flag(name, value)
-    check_order(order_tasks)
     _check_start_method(start_method)
     jobs = check_int("n_jobs", n_jobs, least=1)
     _check_descriptors(jobs)
@@ -129,18 +129,6 @@ def check_flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be a bool, not {type(value).__name__}")
     return value
-
-
-def check_order(order_tasks: Any) -> bool:
-    """The value of `order_tasks`.
-
-    Raises
-    ------
-    TypeError, ValueError
-    """
-    if check_flag("order_tasks", order_tasks):
-        raise ValueError("order_tasks=True is not there yet: a chunk goes to the worker that asks first")
-    return False
 
 
 def check_int(name: str, value: Any, least: int, optional: bool = True) -> int | None:

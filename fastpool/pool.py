@@ -15,7 +15,7 @@ import numpy
 from fastpool import mapping
 from fastpool._signals import Interruptible, uninterrupted
 from fastpool.job import make_map_job
-from fastpool.options import DEFAULT_START_METHOD, CpuIds, check_flag, check_order, make_options
+from fastpool.options import DEFAULT_START_METHOD, CpuIds, check_flag, make_options
 from fastpool.supervisor import Supervisor
 
 EXIT_PRIORITY = 15  # of multiprocessing's own pools: before it joins the children that are left
@@ -54,7 +54,9 @@ class WorkerPool:
     enable_insights : bool, default False
         Not there yet.
     order_tasks : bool, default False
-        Not there yet: ``True`` is a ValueError.
+        Chunk i of a map's input goes to worker i modulo ``n_jobs``, from worker 0 on in every call, instead of the one
+        that asks first. What a worker leaves that dies or is replaced is its successor's. A slow worker can make the
+        others wait.
     memory_limit : int, optional
         Bytes of shared memory that input and large results may take together; large results beyond it travel in pieces.
         Default: half of what this process may use of the machine.
@@ -432,18 +434,17 @@ class WorkerPool:
         self._set("keep_alive", check_flag("flag", flag))
 
     def set_order_tasks(self, flag: bool = True) -> None:
-        """Not there yet: ``True`` is a ValueError.
+        """Whether chunks go to workers in turn, from the next map on: `order_tasks` of :class:`WorkerPool`. Restarts no
+        worker.
 
         Raises
         ------
         TypeError
             `flag` is no bool.
-        ValueError
-            It is True.
         RuntimeError
             A map is running.
         """
-        self._set("order_tasks", check_order(check_flag("flag", flag)))
+        self._set("order_tasks", check_flag("flag", flag))
 
     def _set(self, option: str, value: Any) -> None:
         with self._exclusively():

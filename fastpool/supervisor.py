@@ -308,13 +308,17 @@ class Supervisor:
         descriptors = [fd for _, fd in spaces] + ([] if shared is None else shared.descriptors)
         return partial(worker.run_fresh, outfit), descriptors
 
+    @property
+    def free_lanes(self) -> list[int]:
+        """Where workers can be started."""
+        return [worker_id for worker_id in range(self.options.n_jobs) if worker_id not in self._workers]
+
     def start_workers(self, wanted: int, is_needed: Any) -> None:
         """Start workers until there are `wanted`, as long as there is something left to claim."""
-        for worker_id in range(self.options.n_jobs):
+        for worker_id in self.free_lanes:
             if len(self._workers) >= wanted or not is_needed():
                 return
-            if worker_id not in self._workers:
-                self.start_worker(worker_id)
+            self.start_worker(worker_id)
 
     def hand_over_lanes(self) -> None:
         """Free the lanes of workers that have written their last word."""

@@ -82,7 +82,7 @@ FATES = {
     "SIGSTOP, SIGKILL": Fate(-2, -signal.SIGKILL),
 }
 
-INPUTS = ("range", "list", "generator", "array")
+INPUTS = ("range", "list", "generator", "array", "list in turn")
 DIMENSIONS = (tuple(PLACES), tuple(FATES), INPUTS, (False, True), (None, 10), (0, 3))
 
 
@@ -266,7 +266,7 @@ def run(cell: Cell) -> Outcome:
         return chunk * 2.0 if cell.place not in ("encoding", "allocating") else value(cell, x)
 
     array = numpy.arange(100.0 * N)
-    make = {"range": range, "list": lambda n: list(range(n)), "generator": lambda n: (x for x in range(n))}
+    make = {"range": range, "generator": lambda n: (x for x in range(n))}
     given = {"chunk_size": CHUNK, "worker_lifespan": cell.lifespan, "worker_init": init, "worker_exit": finish}
     expected_results = [value(cell, x) for x in range(N)]
     if cell.place == "encoding":
@@ -280,12 +280,14 @@ def run(cell: Cell) -> Outcome:
                 assert numpy.array_equal(results, array * 2)
                 return
         else:
-            results = pool.map(task, make[cell.input](N), retries=retries, **given)  # type: ignore
+            values = make.get(cell.input, lambda n: list(range(n)))(N)
+            results = pool.map(task, values, retries=retries, **given)  # type: ignore[arg-type]
         assert results == expected_results
 
     core.fp_points_arm(PLACES[cell.place].point, fate.action, 1, 1)
     error: BaseException | None = None
-    with WorkerPool(n_jobs=2, keep_alive=cell.keep_alive) as pool:
+    in_turn = cell.input == "list in turn"
+    with WorkerPool(n_jobs=2, keep_alive=cell.keep_alive, order_tasks=in_turn) as pool:
         try:
             call(pool, cell.retries)
             call(pool, cell.retries)

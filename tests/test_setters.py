@@ -154,17 +154,8 @@ def test_keep_alive_takes_effect_at_the_next_map() -> None:
         assert pids_and_arguments(pool)[0] != first
 
 
-def test_order_tasks_is_not_there_yet() -> None:
-    pool = WorkerPool(1)
-    pool.set_order_tasks(False)
-    with pytest.raises(ValueError, match="order_tasks=True is not there yet"):
-        pool.set_order_tasks()
-    with pytest.raises(ValueError, match="order_tasks=True is not there yet"):
-        WorkerPool(1, order_tasks=True)
-
-
 @pytest.mark.parametrize(
-    "setter", ["pass_on_worker_id", "set_shared_objects", "set_use_worker_state", "set_keep_alive"]
+    "setter", ["pass_on_worker_id", "set_shared_objects", "set_use_worker_state", "set_keep_alive", "set_order_tasks"]
 )
 def test_not_while_a_map_runs(setter: str) -> None:
     with WorkerPool(1) as pool:

@@ -72,7 +72,7 @@ POOL = {
     "keep_alive": FLAG,
     "use_dill": FLAG,
     "enable_insights": FLAG,
-    "order_tasks": [*FLAG, Wrong(True, ValueError, ("not there yet",))],
+    "order_tasks": FLAG,
     "memory_limit": COUNT_FROM_1,
 }
 
