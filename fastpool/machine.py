@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -49,6 +50,15 @@ def _try_cores(asked: set[int], granted: set[int]) -> None:
     except OSError:  # none of them
         return
     granted.update(os.sched_getaffinity(0))
+
+
+def pin(cores: frozenset[int]) -> None:
+    """Pin this process to cores: all threads it has (numpy's, where the program was imported), and what they start."""
+    tasks = Path("/proc/self/task")
+    threads = [int(task.name) for task in tasks.iterdir()] if tasks.exists() else [0]
+    for thread in threads:
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.sched_setaffinity(thread, cores)
 
 
 def memory_bytes() -> int:

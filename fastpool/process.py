@@ -23,6 +23,7 @@ from typing import Any
 
 from fastpool._native import Detached, Segment
 from fastpool._signals import uninterrupted
+from fastpool.machine import pin
 from fastpool.spawning import Descriptors, refusals_named, take
 
 SERVER_DESCRIPTORS = 8  # that a start through the fork server has open at once
@@ -342,7 +343,7 @@ class WorkerProcess(process.BaseProcess):
     def come_up(self) -> None:
         """First thing in the worker."""
         if self._cores is not None:
-            os.sched_setaffinity(0, self._cores)
+            pin(self._cores)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; Ctrl-C reaches the whole group
         signal.set_wakeup_fd(-1)  # the parent's event loop is not ours
         self.segment.enter_worker(self.worker_id)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,13 +90,35 @@ def test_successors_are_pinned() -> None:
     assert all(cores == {[FIRST, LAST][worker_id]} for worker_id, _, cores in found)
 
 
-class Three:
+PROGRAM = """
+import os, threading
+threading.Thread(target=threading.Event().wait, daemon=True).start()  # in workers too, before they are any
+
+def cores(_):
+    return [os.sched_getaffinity(int(thread)) for thread in os.listdir("/proc/self/task")]
+
+if __name__ == "__main__":
+    from fastpool import WorkerPool
+    with WorkerPool(1, cpu_ids=LAST, start_method="spawn") as pool:
+        [found] = pool.map(cores, [0])
+    assert len(found) > 1, found
+    assert all(one == {LAST} for one in found), found
+"""
+
+
+def test_threads_that_were_there_before_are_pinned_too(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM.replace("LAST", str(LAST)))
+    subprocess.run([sys.executable, program], check=True)
+
+
+class Index:
     def __index__(self) -> int:
         return FIRST
 
 
 def test_anything_that_is_an_index_is_an_id() -> None:
-    assert WorkerPool(2, cpu_ids=[Three(), FIRST])._supervisor.options.cpu_ids == [{FIRST}] * 2
+    assert WorkerPool(2, cpu_ids=[Index(), FIRST])._supervisor.options.cpu_ids == [{FIRST}] * 2
 
 
 WRONG = [
