@@ -149,9 +149,10 @@ cdef class Collector:
         self.feed = self.revive = None
 
     def close(self) -> None:
-        """The job was given up. From now on pass over everything but what exit functions return and raise."""
+        """The job was given up, because of the first failure if there is one. From now on pass over everything but what
+        exit functions return and raise."""
         self.abandon()
-        self.failures.clear()
+        self.failures[:] = [failure for failure in self.failures[1:] if failure[1] == FP_PHASE_EXIT]
         self.is_closing = True
 
     def missing(self, uint64_t first, uint64_t count) -> list:

@@ -17,6 +17,7 @@ from fastpool.options import PoolOptions, check_flag, check_int, shorten
 
 INT64 = range(-(2**63), 2**63)
 EXIT_SECONDS = 5.0  # for the task that a worker is at and its exit function, where no worker_exit_timeout is given
+MOST_SECONDS = 1e6  # that the system's calls take
 MOST_RESULTS = sys.maxsize // 8
 MOST_UNITS = 2**40 - 2  # of the claim word; longer ranges are iterated
 
@@ -88,7 +89,7 @@ class MapJob:
         killed."""
         if not self.always_exit:
             return None
-        return EXIT_SECONDS if self.worker_exit_timeout is None else self.worker_exit_timeout
+        return EXIT_SECONDS if self.worker_exit_timeout is None else min(self.worker_exit_timeout, MOST_SECONDS)
 
     @property
     def as_range(self) -> range | None:

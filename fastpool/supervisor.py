@@ -444,7 +444,10 @@ class Supervisor:
             return
         deadline_ns = time.monotonic_ns() + int(seconds * 1e9)
         self._collector.close()
-        for worker_id in self._bury_unknown():
+        buried = [worker_id for worker_id in self._workers if not self._segment.pid(worker_id)]  # bury() raised then
+        for worker_id in buried:
+            del self._workers[worker_id]
+        for worker_id in (*buried, *self._bury_unknown()):
             self._empty_lane(worker_id)
         self._segment.give_up()
         for worker_id in self._workers:

@@ -82,6 +82,7 @@ FATES = {
     "SIGSTOP, SIGKILL": Fate(-2, -signal.SIGKILL),
 }
 
+# The last stands for two options: order_tasks, and always_exit, which must change nothing that is looked at here.
 INPUTS = ("range", "list", "generator", "array", "list in turn")
 DIMENSIONS = (tuple(PLACES), tuple(FATES), INPUTS, (False, True), (None, 10), (0, 3))
 
@@ -268,6 +269,7 @@ def run(cell: Cell) -> Outcome:
     array = numpy.arange(100.0 * N)
     make = {"range": range, "generator": lambda n: (x for x in range(n))}
     given = {"chunk_size": CHUNK, "worker_lifespan": cell.lifespan, "worker_init": init, "worker_exit": finish}
+    in_turn = given["always_exit"] = cell.input == "list in turn"
     expected_results = [value(cell, x) for x in range(N)]
     if cell.place == "encoding":
         expected_results = list(range(N))
@@ -286,7 +288,6 @@ def run(cell: Cell) -> Outcome:
 
     core.fp_points_arm(PLACES[cell.place].point, fate.action, 1, 1)
     error: BaseException | None = None
-    in_turn = cell.input == "list in turn"
     with WorkerPool(n_jobs=2, keep_alive=cell.keep_alive, order_tasks=in_turn) as pool:
         try:
             call(pool, cell.retries)

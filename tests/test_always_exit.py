@@ -46,7 +46,7 @@ def make_pool(n_jobs: int, start_method: str = "fork", **options: Any) -> Worker
 
 
 def run(pool: WorkerPool, fates: list[str], **options: Any) -> Any:
-    options = {"worker_exit": fate_of, "always_exit": True, "chunk_size": 1, **options}
+    options = {"worker_exit": fate_of, "always_exit": True, "chunk_size": 1, "worker_exit_timeout": LONG, **options}
     return pool.map(meet, fates, **options)
 
 
@@ -102,7 +102,7 @@ def fail_unless_raised(worker_id: int, barrier: Any, state: dict[str, Any]) -> s
 
 
 def test_an_exit_function_that_fails_is_logged_and_the_error_is_the_first(caplog: pytest.LogCaptureFixture) -> None:
-    with make_pool(2) as pool:
+    with make_pool(2, keep_alive=True) as pool:
         with pytest.raises(Boom):
             run(pool, ["raises", "returns"], worker_exit=fail_unless_raised)
         assert pool.get_exit_results() == ["fine"]
@@ -161,32 +161,28 @@ def test_nor_does_one_whose_init_failed() -> None:
         assert pool.get_exit_results() == []
 
 
-def test_terminate_in_another_thread() -> None:
+def test_terminate_in_another_thread_while_the_input_keeps_us_waiting() -> None:
     with make_pool(2) as pool:
-        reached = threading.Event()
+        barrier = pool.ctx.Barrier(3)
+        pool.set_shared_objects(barrier)
+        terminating = threading.Event()
 
         def fates() -> Iterator[str]:
             yield "returns"
             yield "returns"
-            reached.set()
-            while not ended.is_set():
-                yield from ()
-                ended.wait(0.01)
-
-        ended = threading.Event()
+            barrier.wait(LONG)
+            thread.start()
+            terminating.wait(LONG)
+            yield "returns"
 
         def terminate() -> None:
-            reached.wait(LONG)
+            threading.Timer(0.3, terminating.set).start()
             pool.terminate()
 
         thread = threading.Thread(target=terminate)
-        thread.start()
-        released = threading.Timer(0.3, ended.set)
-        released.start()
         with pytest.raises(RuntimeError, match="terminated by another thread"):
             run(pool, fates())  # type: ignore[arg-type]
         thread.join()
-        released.join()
         assert pool.get_exit_results() == ["returns"] * 2
 
 
@@ -339,6 +335,38 @@ def test_a_worker_that_ends_by_a_handler_of_its_own(caplog: pytest.LogCaptureFix
             while True:
                 pool.map(pid, range(100), **options)
         assert pool.get_exit_results() == [worker]
+
+
+def stay(barrier: Any, _: int) -> int:
+    barrier.wait(LONG)
+    return os.getpid()
+
+
+def pid_at_exit(barrier: Any) -> int:
+    return os.getpid()
+
+
+def init_handler_too(barrier: Any) -> None:
+    init_handler()
+
+
+def test_a_worker_that_had_ended_before_the_map() -> None:
+    with WorkerPool(2, keep_alive=True) as pool:
+        pool.set_shared_objects(pool.ctx.Barrier(2))
+        options: dict[str, Any] = {"worker_init": init_handler_too, "worker_exit": pid_at_exit, "always_exit": True}
+        workers = pool.map(stay, [0, 1], chunk_size=1, **options)
+        os.kill(workers[0], signal.SIGUSR1)
+        os.waitid(os.P_PID, workers[0], os.WEXITED | os.WNOWAIT)
+        with pytest.raises(Boom, match="in a handler"):
+            pool.map(stay, [0, 1], chunk_size=1, **options)
+        assert sorted(pool.get_exit_results()) == sorted(workers)
+
+
+def test_a_bound_beyond_all_clocks() -> None:
+    with make_pool(2) as pool:
+        with pytest.raises(Boom):
+            run(pool, ["raises", "returns"], worker_exit_timeout=1e300)
+        assert sorted(pool.get_exit_results()) == ["raises", "returns"]
 
 
 def test_it_is_checked() -> None:
