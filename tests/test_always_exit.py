@@ -223,12 +223,17 @@ def test_an_interrupt_ends_the_waiting(end: Callable[[WorkerPool], None]) -> Non
     assert pool._supervisor.living == 0
 
 
+def interrupt_parent_if(x: int) -> None:
+    if x:
+        os.kill(os.getppid(), signal.SIGINT)
+
+
 def test_after_an_interrupt_in_the_map_exit_functions_run() -> None:
-    with WorkerPool(1) as pool:
+    options: dict[str, Any] = {"worker_exit": lambda: "closed", "always_exit": True, "worker_exit_timeout": LONG}
+    with WorkerPool(1, keep_alive=True) as pool:
+        pool.map(interrupt_parent_if, [0], **options)  # an interrupt while a worker is being started ends that worker
         with pytest.raises(KeyboardInterrupt):
-            pool.map(
-                lambda x: os.kill(os.getppid(), signal.SIGINT), [1], worker_exit=lambda: "closed", always_exit=True
-            )
+            pool.map(interrupt_parent_if, [1], **options)
         assert pool.get_exit_results() == ["closed"]
 
 
