@@ -40,10 +40,12 @@ typedef struct {
 } fp_gate;
 
 enum {
-  FP_JOB_LAST = 1,       /* workers stop when the job is exhausted */
-  FP_JOB_TIMED = 2,      /* counters after every task */
-  FP_JOB_KEEP_GOING = 4, /* a task's exception is its result: the worker goes on with the next one */
-  FP_JOB_INSIGHTS = 8,   /* every task is counted and timed, and the longest are kept */
+  FP_JOB_LAST = 1,         /* workers stop when the job is exhausted */
+  FP_JOB_TIMED = 2,        /* counters after every task */
+  FP_JOB_KEEP_GOING = 4,   /* a task's exception is its result: the worker goes on with the next one */
+  FP_JOB_INSIGHTS = 8,     /* every task is counted and timed, and the longest are kept */
+  FP_JOB_ALWAYS_EXIT = 16, /* the exit function runs also in a worker that ends because of an error */
+  FP_JOB_ORDERED = 32,     /* unit u is for worker u modulo n_workers alone; no ranges */
 };
 
 #define FP_TOTAL_UNKNOWN UINT64_MAX
@@ -163,6 +165,7 @@ typedef struct {                                 /* the parent: the lane's contr
   _Alignas(FP_LINE_BYTES) _Atomic uint64_t tail; /* bytes before it may be overwritten */
   _Atomic uint64_t wake_at;                      /* ring when committed reaches it */
   _Atomic uint64_t abandon;                      /* drop jobs with numbers up to this one */
+  _Atomic uint64_t turn;                         /* the first unit of an ORDERED job that this worker takes */
   _Atomic uint32_t command;                      /* FP_CMD_* */
   _Atomic uint64_t condemned;                    /* call_until of a call that nothing may come of; 0: none */
 } fp_control;

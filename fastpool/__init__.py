@@ -17,6 +17,7 @@ from fastpool.errors import (
 )
 from fastpool.machine import cpu_count
 from fastpool.pool import WorkerPool
+from fastpool.utils import chunk_tasks, make_single_arguments
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,8 @@ __all__ = [
     "WorkerPool",
     "WorkerTimeoutError",
     "asshared",
+    "chunk_tasks",
     "cpu_count",
     "empty",
+    "make_single_arguments",
 ]

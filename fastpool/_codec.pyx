@@ -303,6 +303,8 @@ cdef class Decoder:
         cdef const unsigned char *data = at[0] + sizeof(fp_fragment)
         demand(<uint64_t>(end - data), fp_align(head.bytes, 8))
         at[0] = data + fp_align(head.bytes, 8)
+        if self.dry:
+            return INCOMPLETE
         if head.at == 0:
             self.pieces = bytearray()
         if self.pieces is None or <uint64_t>len(self.pieces) != head.at or head.at + head.bytes > head.total:

@@ -189,11 +189,14 @@ cdef class Collector:
         self.feed = self.revive = None
 
     def drop(self) -> None:
-        """From now on results of this job are dropped as they come."""
-        if self.way == COLLECT_ALL:
-            raise SystemError("fastpool: only results of lazy jobs can be dropped")
+        """The job was given up. From now on pass over everything but what exit functions return and raise."""
+        self.abandon()
         self.way = COLLECT_NOTHING
-        self.arrived = []
+
+    def close(self) -> None:
+        """The same, because of the first failure, if there is one."""
+        self.drop()
+        self.failures[:] = [failure for failure in self.failures[1:] if failure[1] == FP_PHASE_EXIT]
 
     def missing(self, uint64_t first, uint64_t count) -> list:
         """Of tasks first … first + count - 1, those without a result, as ranges in order."""
@@ -228,9 +231,8 @@ cdef class Collector:
         if task < self.first or (there is not NULL and there is not <PyObject *>INCOMPLETE):
             Py_DECREF(value)
             raise DamagedMemoryError(f"a second result of task {task}")
-        if self.way == COLLECT_UNORDERED or self.way == COLLECT_NOTHING:
-            if self.way == COLLECT_UNORDERED:
-                self.arrived.append(<object>value)
+        if self.way == COLLECT_UNORDERED:
+            self.arrived.append(<object>value)
             Py_DECREF(value)
             Py_INCREF(PLACED)
             value = <PyObject *>PLACED  # is no longer incomplete
@@ -291,7 +293,9 @@ cdef class Collector:
         """Decode the items of a view and release them."""
         cdef const unsigned char *at = view.at
         cdef uint32_t count = view.count
-        if view.phase != FP_PHASE_TASK or view.kind == FP_KIND_ERROR or view.kind == FP_KIND_FRAGMENT \
+        if self.way == COLLECT_NOTHING and view.phase != FP_PHASE_EXIT:
+            self.discard(worker, view, &at)
+        elif view.phase != FP_PHASE_TASK or view.kind == FP_KIND_ERROR or view.kind == FP_KIND_FRAGMENT \
                 or view.kind == FP_KIND_BLOCK:
             self.take_one(worker, view, &at)
             count = 1
@@ -302,6 +306,23 @@ cdef class Collector:
             if self.feed is not None:
                 self.feed.collected(view.first, count)
         check(reader_take(reader, count, <uint32_t>(at - view.at)), f"the results of worker {worker}")
+        return 0
+
+    cdef int discard(self, uint32_t worker, fp_view *view, const unsigned char **at) except -1:
+        """All of a view, whose items nobody wants. They are made all the same, to give back the memory they lie in."""
+        cdef Decoder decoder = <Decoder>self.decoders[worker]
+        for _ in range(view.count):
+            try:
+                if view.kind == FP_KIND_FRAGMENT:
+                    decoder.fragment(at, view.end)
+                else:
+                    decoder.item(view.kind, at, view.end)
+            except FastpoolError:
+                raise
+            except Exception:  # of an object's own making, when `at` has moved on
+                continue
+            if view.kind == FP_KIND_BLOCK:
+                check(block_free(self.segment.at, decoder.block_at), f"a large block of worker {worker}")
         return 0
 
     cdef int demand_places(self, const fp_view *view, uint64_t count) except -1:
@@ -319,21 +340,13 @@ cdef class Collector:
         cdef const unsigned char *here = at[0]
         cdef Decoder decoder = <Decoder>self.decoders[worker]
         cdef object value
-        cdef const unsigned char *item
         if view.kind == FP_KIND_INT64 or view.kind == FP_KIND_FLOAT64:  # whole items: fp_reader_look has checked
             self.take_numbers(task, end, view.kind == FP_KIND_INT64, here)
             here += 8 * <uint64_t>view.count
         else:
             try:
                 while task < end:
-                    item = here
-                    try:
-                        value = decoder.item(view.kind, &here, view.end)
-                    except Exception as error:
-                        if self.way != COLLECT_NOTHING or isinstance(error, FastpoolError):
-                            raise
-                        here = item
-                        value = decoder.pass_over(view.kind, &here, view.end)
+                    value = decoder.item(view.kind, &here, view.end)
                     Py_INCREF(value)
                     self.place(task, <PyObject *>value)
                     task += 1
@@ -390,8 +403,6 @@ cdef class Collector:
     cdef int take_error(self, uint32_t worker, fp_view *view, payload) except -1:
         """The description of an exception."""
         cdef object error
-        if view.phase != FP_PHASE_EXIT and self.way == COLLECT_NOTHING:
-            return 0
         if view.phase == FP_PHASE_TASK and self.revive is not None:
             self.demand_places(view, 1)
             error = self.revive(worker, view.first, payload)

@@ -280,6 +280,14 @@ cdef class Feed:
         """Chunks published and not wholly collected."""
         return self.published - self.oldest
 
+    def next_for(self, uint64_t worker, uint64_t n_workers) -> int:
+        """Of the chunks that are this worker's in an ordered job, the first that is not done (or not there yet), if
+        no worker of that number is alive."""
+        cdef uint64_t chunk = self.oldest + (worker + n_workers - self.oldest % n_workers) % n_workers
+        while chunk < self.published and self.left[chunk % FP_FEED_SLOTS] == 0:
+            chunk += n_workers
+        return chunk
+
     @property
     def read_forked(self) -> bool:
         """Was memory that forks share left for workers to read, which takes twice as long?"""
@@ -466,6 +474,11 @@ cdef class Feed:
         left.skip = left.count - self.left[slot]
         self.lost.append((left, self.blocks[slot], self.kept[slot]))
         self.drop(chunk)
+
+    def resume(self, uint64_t chunk) -> None:
+        """The worker that had this chunk of an ordered job is dead; its successor begins with what is left of it."""
+        cdef fp_feed_slot *entry = fp_feed_of(self.segment.at, chunk)
+        entry.skip = entry.count - self.left[chunk % FP_FEED_SLOTS]
 
     @property
     def has_lost(self) -> bool:

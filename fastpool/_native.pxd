@@ -20,6 +20,8 @@ cdef extern from "layout.h" nogil:
         FP_JOB_INSIGHTS
         FP_LONGEST
         FP_TEXT_BYTES
+        FP_JOB_ALWAYS_EXIT
+        FP_JOB_ORDERED
         FP_FEED_SLOTS
         FP_STARTING
         FP_IDLE
@@ -149,6 +151,7 @@ cdef extern from "layout.h" nogil:
         uint64_t tail
         uint64_t wake_at
         uint64_t abandon
+        uint64_t turn
         uint32_t command
         uint64_t condemned
 
@@ -283,6 +286,7 @@ cdef extern from "claim.h" nogil:
         int64_t range_start
         int64_t range_step
         uint64_t chunk_fixed
+        uint32_t n_workers
         uint32_t spec
         uint64_t lifespan
         uint64_t spec_offset
@@ -291,6 +295,7 @@ cdef extern from "claim.h" nogil:
         uint64_t task_limit
         uint64_t init_limit
         uint64_t exit_limit
+        uint64_t turn
     uint64_t fp_claim_number(uint64_t word)
     uint64_t fp_claim_index(uint64_t word)
 
@@ -466,6 +471,7 @@ cdef int move_state(fp_line *line, uint32_t to) noexcept nogil
 cdef int claim_join(fp_segment *segment, uint32_t worker, fp_terms *terms) noexcept nogil
 cdef int claim_next(fp_segment *segment, uint32_t worker, const fp_terms *terms, uint64_t budget, uint64_t task_ns,
                     uint64_t *first, uint64_t *count) noexcept nogil
+cdef int claim_own(fp_segment *segment, uint32_t worker, const fp_terms *terms, uint64_t unit) noexcept nogil
 cdef void claim_drop(fp_segment *segment, uint32_t worker) noexcept nogil
 cdef void writer_attach(fp_writer *writer, const fp_segment *segment, uint32_t worker) noexcept nogil
 cdef int writer_open(fp_writer *writer, uint16_t kind, uint8_t phase, uint64_t job, uint64_t first,

@@ -55,6 +55,7 @@ cdef extern from "claim.h" nogil:
                       uint64_t *first, uint64_t *count)
     int fp_gate_shows(const fp_segment *segment, uint64_t number)
     int fp_line_holds(const fp_line *line, uint64_t number, uint64_t *first, uint64_t *count)
+    int fp_claim_own(fp_segment *segment, uint32_t worker, const fp_terms *terms, uint64_t unit)
     void fp_claim_drop(fp_segment *segment, uint32_t worker)
 
 cdef extern from "lane.h" nogil:
@@ -152,6 +153,9 @@ cdef int claim_join(fp_segment *segment, uint32_t worker, fp_terms *terms) noexc
 cdef int claim_next(fp_segment *segment, uint32_t worker, const fp_terms *terms, uint64_t budget, uint64_t task_ns,
                     uint64_t *first, uint64_t *count) noexcept nogil:
     return fp_claim_next(segment, worker, terms, budget, task_ns, first, count)
+
+cdef int claim_own(fp_segment *segment, uint32_t worker, const fp_terms *terms, uint64_t unit) noexcept nogil:
+    return fp_claim_own(segment, worker, terms, unit)
 
 cdef void claim_drop(fp_segment *segment, uint32_t worker) noexcept nogil:
     fp_claim_drop(segment, worker)
@@ -862,6 +866,21 @@ cdef class Segment(Arena):
         store(fp_control_of(self.at, worker).command, FP_CMD_STOP)
         self.ring_worker(worker)
 
+    def give_up(self) -> None:
+        """The job will not be finished: workers claim nothing more, drop what they hold before their next task, and
+        end. The segment takes no other job then."""
+        cdef int worker
+        cdef uint64_t number
+        if self.closed:
+            return
+        number = self.at.job.number
+        fp_gate_close(self.at)
+        self.number = 0
+        for worker in range(self.lanes):
+            poke(fp_control_of(self.at, worker).abandon, number)
+            if self.pids[worker]:
+                self.command_stop(worker)
+
     def wake(self, int count) -> None:
         """Wake up to `count` workers that sleep for want of work. What they wait for has been published."""
         cdef int worker
@@ -884,7 +903,8 @@ cdef class Segment(Arena):
         cdef list late = []
         if self.longest_limit == 0:
             return late, None
-        again = now_ns() + self.shortest_limit if self.shortest_limit else FP_NEVER  # for calls that begin after this look
+        # For calls that begin after this look:
+        again = now_ns() + self.shortest_limit if self.shortest_limit else FP_NEVER
         for worker in range(self.lanes):
             until = load(fp_line_of(self.at, worker).call_until)
             if until == 0 or not self.pids[worker] or load(fp_control_of(self.at, worker).condemned):
@@ -918,7 +938,10 @@ cdef class Segment(Arena):
         """
         cdef uint64_t number = fp_gate_close(self.at)
         cdef fp_job *job = &self.at.job
+        cdef int worker
         self.drop_spec()
+        for worker in range(self.lanes):
+            self.begin_at(worker, worker)
         job.range_units = self.range_units = range_units
         job.flags = flags
         job.range_start = range_start
@@ -941,6 +964,10 @@ cdef class Segment(Arena):
         self.number = number
         fp_gate_open(self.at)
         return number
+
+    def begin_at(self, int worker, uint64_t unit) -> None:
+        """The next worker in this lane, of an ordered job, takes this unit first."""
+        poke(fp_control_of(self.at, worker).turn, unit)
 
     cdef int _place_spec(self, bytes blob) except -1:
         cdef fp_job *job = &self.at.job
@@ -987,8 +1014,11 @@ cdef class Segment(Arena):
         store(self.at.job.hungry_at, unit)
 
     def claimed(self) -> int:
-        """Units claimed so far in the current job."""
+        """Units claimed so far in the current job; of an ordered one, whose units nobody competes for, those that may
+        be."""
         cdef uint64_t word = load(self.at.gate.claim)
+        if self.at.job.flags & FP_JOB_ORDERED and fp_claim_index(word) != FP_INDEX_CLOSED:
+            return load(self.at.job.avail)
         return 0 if fp_claim_index(word) == FP_INDEX_CLOSED else fp_claim_index(word)
 
     def tally(self) -> dict[str, object]:

@@ -14,13 +14,13 @@ from fastpool._codec cimport Decoder, put
 from fastpool._lane cimport LaneEncoder
 from fastpool._native cimport (
     FP_CLAIM_CLOSED, FP_CLAIM_EXHAUSTED, FP_CLAIM_OK, FP_CLAIM_OTHER, FP_CLAIM_STARVED, FP_CMD_STOP, FP_EXITED,
-    FP_EXITING, FP_IDLE, FP_INDEX_CLOSED, FP_INITIALIZING, FP_JOB_INSIGHTS, FP_JOB_KEEP_GOING, FP_JOB_LAST,
-    FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_NONE, FP_KIND_PACKED, FP_KIND_PICKLE, FP_KIND_TAGGED, FP_PHASE_EXIT,
-    FP_PHASE_INIT, FP_PHASE_TASK, FP_RUNNING, FP_TOTAL_UNKNOWN, SIG_BLOCK, SIG_SETMASK, Segment, claim_drop,
-    claim_join, claim_next, fp_align, fp_at, fp_call_begin, fp_call_end, fp_claim_index, fp_claim_number, fp_control,
-    fp_control_of, fp_feed_of, fp_feed_slot, fp_job, fp_kind_of, fp_line, fp_line_news, fp_line_of, fp_record,
-    fp_segment, fp_terms, load, memory_expect, move_state, now_ns, peek, poke, pthread_sigmask, sigfillset, sigset_t,
-    store,
+    FP_EXITING, FP_IDLE, FP_INDEX_CLOSED, FP_INITIALIZING, FP_JOB_ALWAYS_EXIT, FP_JOB_INSIGHTS, FP_JOB_KEEP_GOING,
+    FP_JOB_LAST, FP_JOB_ORDERED, FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_NONE, FP_KIND_PACKED, FP_KIND_PICKLE,
+    FP_KIND_TAGGED, FP_PHASE_EXIT, FP_PHASE_INIT, FP_PHASE_TASK, FP_RUNNING, FP_TOTAL_UNKNOWN, SIG_BLOCK, SIG_SETMASK,
+    Segment, claim_drop, claim_join, claim_next, claim_own, fp_align, fp_at, fp_call_begin, fp_call_end, fp_claim_index,
+    fp_claim_number, fp_control, fp_control_of, fp_feed_of, fp_feed_slot, fp_job, fp_kind_of, fp_line, fp_line_news,
+    fp_line_of, fp_record, fp_segment, fp_terms, load, memory_expect, move_state, now_ns, peek, poke, pthread_sigmask,
+    sigfillset, sigset_t, store,
 )
 from fastpool._nursery cimport install, nursery
 from fastpool._packed cimport KEEP_BYTES
@@ -84,10 +84,12 @@ cdef struct Look:  # what a worker that has nothing to do looks at
     uint64_t number     # of the job it joined
     bint starved        # it waits for input of that job; else for another job
     bint abandoned      # it takes nothing more of that job
+    bint in_turn        # that job is ordered: this worker takes certain units,
+    uint64_t unit       # the next one
 
 cdef int has_work(void *context) noexcept nogil:
     cdef Look *look = <Look *>context
-    cdef uint64_t word, total
+    cdef uint64_t word, total, index
     if load(look.control.command) != 0:
         return 1
     word = load(look.segment.gate.claim)
@@ -97,10 +99,11 @@ cdef int has_work(void *context) noexcept nogil:
         return 1
     if look.abandoned:
         return 0
-    if fp_claim_index(word) < load(look.segment.job.avail):
+    index = look.unit if look.in_turn else fp_claim_index(word)
+    if index < load(look.segment.job.avail):
         return 1
     total = load(look.segment.job.total)
-    return look.starved and total != FP_TOTAL_UNKNOWN and fp_claim_index(word) >= total
+    return look.starved and total != FP_TOTAL_UNKNOWN and index >= total
 
 
 cdef struct Sentence:  # what a worker waits for whose call is condemned
@@ -289,7 +292,8 @@ cdef class Loop:
             self.out.phase = FP_PHASE_INIT
             self.out.number = 0
             self.report(error, "worker", None, None)
-            self.ran = False  # after an error exit functions do not run
+            if not self.terms.flags & FP_JOB_ALWAYS_EXIT:
+                self.ran = False
             self.leave()
 
     cdef int live(self) except -1:
@@ -302,8 +306,7 @@ cdef class Loop:
         while True:
             found = FP_CLAIM_CLOSED
             if not (self.look.abandoned and self.gate_is_ours()):
-                found = claim_next(self.segment.at, self.worker, &self.terms, self.budget(), self.task_ns,
-                                   &first, &count)
+                found = self.claim(&first, &count)
             if found == FP_CLAIM_OTHER:
                 if not self.join():
                     break
@@ -319,6 +322,18 @@ cdef class Loop:
             else:
                 self.rest(found == FP_CLAIM_STARVED)
         self.leave()
+
+    cdef int claim(self, uint64_t *first, uint64_t *count) noexcept:
+        """Claim the next units of the job: FP_CLAIM_*."""
+        cdef int found
+        if not self.look.in_turn:
+            return claim_next(self.segment.at, self.worker, &self.terms, self.budget(), self.task_ns, first, count)
+        found = claim_own(self.segment.at, self.worker, &self.terms, self.look.unit)
+        if found == FP_CLAIM_OK:
+            first[0] = self.look.unit
+            count[0] = 1
+            self.look.unit += self.terms.n_workers
+        return found
 
     def disown(self) -> None:
         """In a fork of the worker: it must not act as the worker."""
@@ -403,6 +418,8 @@ cdef class Loop:
                 return True
         self.look.number = self.terms.number
         self.look.abandoned = False
+        self.look.in_turn = (self.terms.flags & FP_JOB_ORDERED) != 0
+        self.look.unit = self.terms.turn
         self.task_ns = 0
         self.out.phase = FP_PHASE_INIT
         self.out.job = self.terms.number
@@ -440,6 +457,7 @@ cdef class Loop:
         claim_drop(self.segment.at, self.worker)
         self.become(FP_EXITING)
         if self.ran:
+            self.ran = False  # once, whatever comes
             self.out.phase = FP_PHASE_EXIT
             self.out.number = 0
             what = "worker_exit"
@@ -485,6 +503,8 @@ cdef class Loop:
         cdef fp_feed_slot *slot
         cdef uint64_t since, done, took
         cdef bint complete
+        if peek(self.look.control.abandon) >= self.terms.number:
+            return False
         if first + count >= load(job.hungry_at):
             self.out.tell_parent()
         if not self.initialize():

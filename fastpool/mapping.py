@@ -18,7 +18,7 @@ from fastpool.remote import revive
 from fastpool.schedule import CHUNK_NS, Schedule, bounded_grain, collect_grain
 from fastpool.supervisor import Supervisor
 
-JOB_LAST, JOB_KEEP_GOING, JOB_INSIGHTS = 1, 4, 8
+JOB_LAST, JOB_KEEP_GOING, JOB_INSIGHTS, JOB_ALWAYS_EXIT, JOB_ORDERED = 1, 4, 8, 16, 32
 PATIENCE_NS = 5_000_000  # a chunk is not held back longer for elements that come slowly
 NO_LIMIT = 2**63
 NEVER = 2**64 - 1  # a unit that is never claimed
@@ -36,9 +36,9 @@ def run(supervisor: Supervisor, job: MapJob) -> Any:
     with show_progress(job.bar, job.length) as progress:
 
         def whole() -> Any:
-            supervisor.begin(job.functions, job.outlives_workers)
+            supervisor.begin(job.functions, job.outlives_workers, job.patience)
             results = MapRun(supervisor, job, progress).results()
-            supervisor.end()
+            supervisor.complete()
             return results
 
         return supervisor.attempt(whole)
@@ -65,7 +65,7 @@ def _steps(supervisor: Supervisor, job: MapJob, turn: Turn, progress: Progress) 
     def step() -> list[Any] | None:
         nonlocal run
         if run is None:
-            supervisor.begin(job.functions, job.outlives_workers)
+            supervisor.begin(job.functions, job.outlives_workers, job.patience)
             run = supervisor.unfinished = MapRun(supervisor, job, progress)
             run.begin()
         try:
@@ -74,7 +74,7 @@ def _steps(supervisor: Supervisor, job: MapJob, turn: Turn, progress: Progress) 
             there.extend(supervisor.collector.hand_out())
             raise
         if ready is None:
-            supervisor.end()
+            supervisor.complete()
         return ready
 
     try:
@@ -171,7 +171,7 @@ class MapRun:
             return True
         if self.all_gathered:
             self._check_none_lost()
-        self.supervisor.start_workers(self.workers, self._has_unclaimed)
+        self._start_workers(self.workers)
         return False
 
     def _doze(self, busy: bool) -> None:
@@ -210,7 +210,9 @@ class MapRun:
     def _is_little(self) -> bool:
         """May this be too little work for a second worker? Only of input that does not keep us waiting, and where a
         worker comes up quickly."""
-        quick = self.supervisor.forks and (self.range is not None or type(self.job.iterable) in (list, tuple))
+        if not self.supervisor.forks or self.job.in_turn:
+            return False
+        quick = self.range is not None or type(self.job.iterable) in (list, tuple)
         return quick and self.job.length is not None and self.job.length <= FEW_TASKS * self.n_jobs
 
     def _try_one_worker(self) -> None:
@@ -239,6 +241,7 @@ class MapRun:
             places = job.length if exact and job.length is not None else 0
         flags = (0 if options.keep_alive else JOB_LAST) | (JOB_KEEP_GOING if job.return_exceptions else 0)
         flags |= JOB_INSIGHTS if options.enable_insights else 0
+        flags |= (JOB_ALWAYS_EXIT if job.always_exit else 0) | (JOB_ORDERED if job.in_turn else 0)
         self.window = min(self.size, self.most_active or self.size)
         number = self.segment.publish(
             range_units=self.size,
@@ -290,7 +293,7 @@ class MapRun:
             assert self.range is not None
             values = self.range
             feed = Feed(self.segment, (), None, self.supervisor.serializer, base=len(values))
-        return Recovery(self.segment, self.collector, feed, values, job.retries, job.return_exceptions)
+        return Recovery(self.segment, self.collector, feed, values, job.retries, job.return_exceptions, job.in_turn)
 
     def _revive(self, worker_id: int, task: int, payload: Any) -> BaseException:
         error = revive(worker_id, task, payload, self.supervisor.serializer)
@@ -319,6 +322,19 @@ class MapRun:
         """Tasks in all, once the input has ended."""
         return self.feed.tasks if self.feed is not None and self.feed.exhausted else self.job.length
 
+    def _start_workers(self, wanted: int) -> None:
+        """Start workers until there are `wanted`, as far as there is something for them; in an ordered job, those whose
+        chunks are there."""
+        if not self.job.in_turn:
+            self.supervisor.start_workers(wanted, self._has_unclaimed)
+            return
+        assert self.feed is not None
+        for worker_id in self.supervisor.free_lanes:
+            chunk = self.feed.next_for(worker_id, self.n_jobs)
+            if chunk < self.feed.published:
+                self.segment.begin_at(worker_id, chunk)
+                self.supervisor.start_worker(worker_id)
+
     def _has_unclaimed(self) -> bool:
         if self.feed is not None and not self.feed.exhausted:
             return True
@@ -335,7 +351,7 @@ class MapRun:
     def _check_none_lost(self) -> None:
         """Where all workers rested before the last gathering, what had been claimed by then has been gathered."""
         claimed = self.collector.rested_at
-        if claimed is None or (self.recovery is not None and self.recovery.is_open):
+        if claimed is None or (self.recovery is not None and self.recovery.is_open) or self.job.in_turn:
             return
         if self.feed is not None:
             lost = claimed >= self.feed.published and self.feed.outstanding > 0
@@ -388,7 +404,7 @@ class MapRun:
         task_ns = self._task_ns()
         while not feed.exhausted or feed.has_pending:
             if not feed.has_pending:
-                unclaimed = feed.published - self.segment.claimed()
+                unclaimed = self._waiting_chunks(feed)
                 most = schedule.may_feed(feed.tasks, self._done_with, unclaimed)
                 size = min(most, schedule.next_size(feed.tasks, task_ns))
                 if size == 0 or feed.encode(size, PATIENCE_NS, self.chunk_bytes) == 0:
@@ -403,7 +419,14 @@ class MapRun:
                 self.segment.call_when_claimed(NEVER)
             self.segment.wake(self.n_jobs)
         else:
-            self.segment.call_when_claimed(max(0, feed.published - self.schedule.ahead // 2))
+            late = feed.published - self.schedule.ahead // 2
+            self.segment.call_when_claimed(0 if self.job.in_turn else max(0, late))  # claims come in no order then
+
+    def _waiting_chunks(self, feed: Feed) -> int:
+        """Chunks that nobody has claimed; in an ordered job, at least so many."""
+        if self.job.in_turn:
+            return max(0, feed.outstanding - self.supervisor.living)
+        return feed.published - self.segment.claimed()
 
     def _check_room(self) -> None:
         """There is no room for a chunk, and none of those before it is out."""
@@ -423,8 +446,11 @@ class MapRun:
                 self._check_room()
             return False
         self.schedule.chunks += 1
-        if self.supervisor.living < self.workers:  # before the input may make us wait for its next element
-            self.supervisor.start_workers(self.supervisor.living + 1, self._has_unclaimed)
+        if self.job.in_turn:
+            self._start_workers(self.workers)
+            self.segment.wake(self.n_jobs)  # the one whose chunk it is among them
+        elif self.supervisor.living < self.workers:  # before the input may make us wait for its next element
+            self._start_workers(self.supervisor.living + 1)
         else:
             self.segment.wake(1)
         return True

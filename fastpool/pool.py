@@ -16,7 +16,7 @@ from fastpool import mapping
 from fastpool._signals import Interruptible, uninterrupted
 from fastpool.insights import as_table
 from fastpool.job import make_map_job
-from fastpool.options import DEFAULT_START_METHOD, make_options
+from fastpool.options import DEFAULT_START_METHOD, CpuIds, check_flag, make_options
 from fastpool.supervisor import Supervisor
 
 EXIT_PRIORITY = 15  # of multiprocessing's own pools: before it joins the children that are left
@@ -34,6 +34,10 @@ class WorkerPool:
         Number of workers. Default: :func:`fastpool.cpu_count`.
     daemon : bool, default True
         Daemonic workers end with the parent and may not have children of their own; ``False`` allows nested pools.
+    cpu_ids : int or list, optional
+        Pins workers to cores, successors too: one core for all; or a list of one entry, which is for all, or of
+        ``n_jobs`` entries, one for each worker. An entry is the number of a core or a list of such. The cores this
+        process may use are ``os.sched_getaffinity(0)``.
     shared_objects : object, optional
         Given to every function after the worker id, as it is when the workers start; what a worker changes in it stays
         in that worker. Forked workers see it without a copy. For others it is pickled once, and its arrays lie in
@@ -53,6 +57,10 @@ class WorkerPool:
         functions share their globals in a worker: the values there are when a map begins, and what workers set.
     enable_insights : bool, default False
         Count and time every task, for :meth:`get_insights` and :meth:`print_insights`. Costs some 50 ns a task.
+    order_tasks : bool, default False
+        Chunk i of a map's input goes to worker i modulo ``n_jobs``, from worker 0 on in every call, instead of the one
+        that asks first. What a worker leaves that dies or is replaced is its successor's. A slow worker can make the
+        others wait.
     memory_limit : int, optional
         Bytes of shared memory that input and large results may take together; large results beyond it travel in pieces.
         Default: half of what this process may use of the machine.
@@ -76,7 +84,7 @@ class WorkerPool:
         self,
         n_jobs: int | None = None,
         daemon: bool = True,
-        *,
+        cpu_ids: CpuIds | None = None,
         shared_objects: Any = None,
         pass_worker_id: bool = False,
         use_worker_state: bool = False,
@@ -84,11 +92,14 @@ class WorkerPool:
         keep_alive: bool = False,
         use_dill: bool = False,
         enable_insights: bool = False,
+        order_tasks: bool = False,
+        *,
         memory_limit: int | None = None,
     ) -> None:
         options = make_options(
             n_jobs,
             daemon,
+            cpu_ids,
             shared_objects,
             pass_worker_id,
             use_worker_state,
@@ -96,6 +107,7 @@ class WorkerPool:
             keep_alive,
             use_dill,
             enable_insights,
+            order_tasks,
             memory_limit,
         )
         self._supervisor = Supervisor(options)
@@ -199,6 +211,12 @@ class WorkerPool:
             result was there is never run again; of what a dead worker held, only the task that it was at may have been
             begun, and counts as tried. A worker that died has no exit result. Workers that die before they get to a
             task count too, if nothing else was done in between.
+        always_exit : bool, default False
+            Run `worker_exit` also in the workers that end because of an error (what another raised, its death, an
+            interrupt), of :meth:`terminate` or of leaving ``with``, but in none that was killed. They drop what they
+            have not begun. The task that a worker is at, and its exit function, must end within `worker_exit_timeout`,
+            or 5 seconds where none is given, from then on: else the worker is killed, with a warning in the log. Ctrl-C
+            meanwhile kills them at once. Exit functions that fail are logged. Of kept workers, the last map counts.
 
         Returns
         -------
@@ -212,7 +230,7 @@ class WorkerPool:
         Exception
             What a task, `worker_init` or `worker_exit` raised, with its own type, arguments and attributes, caused by
             a :class:`fastpool.RemoteError`; or what the input itself raised while it was iterated. All workers are
-            stopped then, without their exit functions; the pool can be used again.
+            stopped then, without their exit functions (but see `always_exit`); the pool can be used again.
         WorkerDiedError
             A worker ended without being asked to, more often than `retries` allows.
         WorkerTimeoutError
@@ -404,6 +422,75 @@ class WorkerPool:
             if mine:
                 self._thread.release()
 
+    def pass_on_worker_id(self, pass_on: bool = True) -> None:
+        """Whether functions get the worker's number: `pass_worker_id` of :class:`WorkerPool`, from the next call on.
+
+        Kept workers were started with what was set before: this, :meth:`set_shared_objects` and
+        :meth:`set_use_worker_state` have them restarted at the next call, with a line in the log ``"fastpool"``, unless
+        the value is the one they have. They run their exit functions first, whose results are kept.
+
+        Raises
+        ------
+        TypeError
+            `pass_on` is no bool.
+        RuntimeError
+            A map is running.
+        """
+        self._set("pass_worker_id", check_flag("pass_on", pass_on))
+
+    def set_shared_objects(self, obj: Any = None) -> None:
+        """What functions get as shared objects (None: nothing), from the next call on; see :meth:`pass_on_worker_id`.
+
+        What counts is which object it is: the same one again, even if it has changed, restarts no worker.
+
+        Raises
+        ------
+        RuntimeError
+            A map is running.
+        """
+        self._set("shared_objects", obj)
+
+    def set_use_worker_state(self, flag: bool = True) -> None:
+        """Whether functions get a dict of the worker's own, from the next call on; see :meth:`pass_on_worker_id`.
+
+        Raises
+        ------
+        TypeError
+            `flag` is no bool.
+        RuntimeError
+            A map is running.
+        """
+        self._set("use_worker_state", check_flag("flag", flag))
+
+    def set_keep_alive(self, flag: bool = True) -> None:
+        """Whether workers survive the end of a map, from the next one on. Restarts no worker.
+
+        Raises
+        ------
+        TypeError
+            `flag` is no bool.
+        RuntimeError
+            A map is running.
+        """
+        self._set("keep_alive", check_flag("flag", flag))
+
+    def set_order_tasks(self, flag: bool = True) -> None:
+        """Whether chunks go to workers in turn, from the next map on: `order_tasks` of :class:`WorkerPool`. Restarts no
+        worker.
+
+        Raises
+        ------
+        TypeError
+            `flag` is no bool.
+        RuntimeError
+            A map is running.
+        """
+        self._set("order_tasks", check_flag("flag", flag))
+
+    def _set(self, option: str, value: Any) -> None:
+        with self._exclusively():
+            setattr(self._supervisor.options, option, value)
+
     def get_exit_results(self) -> list[Any]:
         """What `worker_exit` returned in each worker that ran a task and has ended since the workers were last started.
 
@@ -470,14 +557,17 @@ class WorkerPool:
     join = stop_and_join
 
     def terminate(self) -> None:
-        """Stop all workers now, without their exit functions. The pool can be used again.
+        """Stop all workers now, without their exit functions, unless the last map had `always_exit`. The pool can be
+        used again.
 
         May be called while another thread is in :meth:`map` or :meth:`stop_and_join`, which raises a RuntimeError then;
         this returns when it has: as soon as the input, if that keeps it waiting, gives its next element.
         """
         if not self._thread.acquire(blocking=False):
-            with self._supervisor.ended_by_another_thread(), Interruptible():
-                self._thread.acquire()
+            with self._supervisor.ended_by_another_thread() as patience, Interruptible():
+                if not self._thread.acquire(timeout=patience):
+                    self._supervisor.kill()
+                    self._thread.acquire()
         try:
             self._terminate()
         finally:
@@ -485,7 +575,7 @@ class WorkerPool:
 
     def _terminate(self) -> None:
         with self._exclusively(self._supervisor.unfinished):
-            self._supervisor.terminate()
+            self._supervisor.end()
             self._forget_finalizer()
 
     @uninterrupted

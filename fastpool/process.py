@@ -23,6 +23,7 @@ from typing import Any
 
 from fastpool._native import Detached, Segment
 from fastpool._signals import uninterrupted
+from fastpool.machine import pin
 from fastpool.spawning import Descriptors, refusals_named, take
 from fastpool.timeouts import Late
 
@@ -294,6 +295,8 @@ class WorkerProcess(process.BaseProcess):
     daemon : bool
     descriptors : sequence of int
         Given to a worker that is no fork, in which :func:`fastpool.spawning.take` finds them.
+    cores : set of int, optional
+        What it is pinned to.
     """
 
     def __init__(
@@ -303,6 +306,7 @@ class WorkerProcess(process.BaseProcess):
         main: Callable[[Segment], None],
         daemon: bool,
         descriptors: Sequence[int] = (),
+        cores: frozenset[int] | None = None,
     ) -> None:
         super().__init__(name=f"Worker-{worker_id}", daemon=daemon)
         # A set of weak references: their callbacks would drop a KeyboardInterrupt that comes while one runs.
@@ -314,6 +318,7 @@ class WorkerProcess(process.BaseProcess):
         self.job = segment.number  # the current one when it was started
         self.late: Late | None = None  # why it was killed
         self._main = main
+        self._cores = cores
 
     def run(self) -> None:
         """The worker's life, and its exit handlers.
@@ -339,6 +344,8 @@ class WorkerProcess(process.BaseProcess):
 
     def come_up(self) -> None:
         """First thing in the worker."""
+        if self._cores is not None:
+            pin(self._cores)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; Ctrl-C reaches the whole group
         signal.set_wakeup_fd(-1)  # the parent's event loop is not ours
         self.segment.enter_worker(self.worker_id)

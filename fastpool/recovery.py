@@ -122,10 +122,19 @@ class Recovery:
         How often a task is given to another worker.
     keep_going : bool
         A task that has failed for good does not end the map: the error is its result.
+    in_turn : bool
+        Each chunk has its worker: what is left of a dead worker's is its successor's.
     """
 
     def __init__(
-        self, segment: Segment, collector: Collector, feed: Feed, values: range, retries: int, keep_going: bool
+        self,
+        segment: Segment,
+        collector: Collector,
+        feed: Feed,
+        values: range,
+        retries: int,
+        keep_going: bool,
+        in_turn: bool,
     ) -> None:
         self.segment = segment
         self.collector = collector
@@ -133,6 +142,7 @@ class Recovery:
         self.values = values
         self.retries = retries
         self.keep_going = keep_going
+        self.in_turn = in_turn
         self.unsettled: list[Death] = []
         self._waiting: list[range] = []  # tasks of the range that are to be given again
         self._given: list[range] = []  # these, and those that have been
@@ -180,7 +190,9 @@ class Recovery:
         else:
             self._count_in_vain(death, lost)
         if death.units.start >= self.feed.base:
-            if lost:
+            if lost and self.in_turn:
+                self.feed.resume(death.units.start)
+            elif lost:
                 self.feed.take_back(death.units.start)
             return
         self._given += lost

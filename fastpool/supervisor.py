@@ -17,13 +17,13 @@ from fastpool import functions, remote, spawning, worker
 from fastpool._collect import Collector
 from fastpool._feed import Feed
 from fastpool._native import Segment
-from fastpool._signals import uninterrupted
+from fastpool._signals import Interruptible, uninterrupted
 from fastpool.arrays import public_spaces, shared_memory
 from fastpool.definition import Definition, same_defaults
-from fastpool.errors import SerializationError
+from fastpool.errors import DamagedMemoryError, SerializationError
 from fastpool.functions import Function, Functions, name_of
 from fastpool.insights import Insights
-from fastpool.machine import cpu_count, memory_bytes
+from fastpool.machine import memory_bytes
 from fastpool.options import PoolOptions
 from fastpool.process import WORKERS, WorkerProcess, bury_unknown
 from fastpool.recovery import Death, Elimination, Recovery
@@ -54,9 +54,11 @@ class Supervisor:
         self.insights = Insights(options.n_jobs) if options.enable_insights else None
         self._is_ending = False  # :meth:`terminate` has begun and not come to its end
         self._starts_afresh = True  # the next worker to be started is the first
+        self._given: dict[str, Any] = {}  # to the workers, when the first of them was started
         self.running = False  # this process's own part of a map is
         self.unfinished: object = None  # the lazy map that is neither exhausted nor left
         self.limits = NO_LIMITS  # of the last map
+        self._patience: float | None = None  # of the last map, see :meth:`end`
         self._was_left = False  # one was, and workers may still hold something of it
         self._left_feed: Feed | None = None  # of that map
         self._enders: set[object] = set()  # see :meth:`ended_by_another_thread`
@@ -92,20 +94,21 @@ class Supervisor:
             self.running = True
             return part()
         except BaseException as error:
-            self.terminate()
+            self.end(error)
             self.tell_of_dill(error)
             raise
         finally:
             self.running = False
 
-    def begin(self, new: Functions, outlives_workers: bool) -> None:
+    def begin(self, new: Functions, outlives_workers: bool, patience: float | None) -> None:
         """Be ready for a map with these functions."""
         self._check_ended()
         self.forget_unfinished()
         self.deaths = [] if outlives_workers else None
+        self._patience = patience
         self._prepare(new)
 
-    def end(self) -> None:
+    def complete(self) -> None:
         """All results of the map are there."""
         if not self.options.keep_alive:
             self._see_out()
@@ -160,17 +163,28 @@ class Supervisor:
     def _prepare(self, new: Functions) -> None:
         if self._is_ending:
             self.terminate()
+        restarts = bool(self._outdated)
+        if restarts:
+            logger.info("workers are restarted: %s has been set anew", ", ".join(self._outdated))
+            self.stop()
         if self._segment is None:
             shared_memory()  # mapped in workers too, whenever an array is made in it
             n_jobs = self.options.n_jobs
-            self._segment = Segment(n_jobs, RING_BYTES, self.options.memory_limit, cpu_count())
+            self._segment = Segment(n_jobs, RING_BYTES, self.options.memory_limit, self.options.cores)
             self._collector = Collector(self._segment, self.serializer.loads)
         self.bury(self._ended_meanwhile())
         self.serializer.begin_job()
         if not self._workers:
-            self._starts_afresh = True
+            self._starts_afresh = not restarts
+            self._given = self.options.given_to_workers
             self._pack_shared_objects()
         self._learn(new)
+
+    @property
+    def _outdated(self) -> list[str]:
+        """Options that have other values than the living workers were started with."""
+        now = self.options.given_to_workers
+        return [name for name, value in now.items() if self._workers and self._given[name] is not value]
 
     @property
     def forks(self) -> bool:
@@ -228,7 +242,7 @@ class Supervisor:
     def warn_of_changes(self, new: Functions, stacklevel: int) -> None:
         """Live workers do not run another init, and run another exit than the map before said."""
         was, self._exit = self._exit, new.exit
-        if not self._workers:
+        if not self._workers or self._outdated:
             self._init = new.init
             return
         if new.init is not None and new.init != self._init:
@@ -321,7 +335,8 @@ class Supervisor:
             if self.insights is not None:
                 self.insights.start_afresh()
         kind = WORKERS[self.options.start_method]
-        process = kind(self.segment, worker_id, main, self.options.daemon, descriptors)
+        cores = None if self.options.cpu_ids is None else self.options.cpu_ids[worker_id]
+        process = kind(self.segment, worker_id, main, self.options.daemon, descriptors, cores)
         if self.insights is not None:
             self.insights.note_start(worker_id, self.segment)
         process.start()
@@ -347,13 +362,17 @@ class Supervisor:
         descriptors = [fd for _, fd in spaces] + ([] if shared is None else shared.descriptors)
         return partial(worker.run_fresh, outfit), descriptors
 
+    @property
+    def free_lanes(self) -> list[int]:
+        """Where workers can be started."""
+        return [worker_id for worker_id in range(self.options.n_jobs) if worker_id not in self._workers]
+
     def start_workers(self, wanted: int, is_needed: Any) -> None:
         """Start workers until there are `wanted`, as long as there is something left to claim."""
-        for worker_id in range(self.options.n_jobs):
+        for worker_id in self.free_lanes:
             if len(self._workers) >= wanted or not is_needed():
                 return
-            if worker_id not in self._workers:
-                self.start_worker(worker_id)
+            self.start_worker(worker_id)
 
     def hand_over_lanes(self) -> None:
         """Free the lanes of workers that have written their last word."""
@@ -417,7 +436,7 @@ class Supervisor:
         recovery.settle(deaths, self._workers)
 
     def _raise_failure(self) -> None:
-        if self.collector.failures:
+        if self.collector.failures and not self.collector.is_closing:
             worker_id, _, task, payload = self.collector.failures[0]
             raise remote.revive(worker_id, task, payload, self.serializer)
 
@@ -491,6 +510,18 @@ class Supervisor:
             self.forget_unfinished()
             self._command_stop()
             self._see_out()
+        except BaseException as error:
+            self.end(error)
+            raise
+        self.terminate()
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Stop all workers now, because of an error or because it was asked for; with their exit functions, if the last
+        map wanted that (`always_exit`). Where shared memory is damaged nobody can be told anything: they are killed."""
+        try:
+            if self._patience is not None and not isinstance(error, DamagedMemoryError):
+                with Interruptible():
+                    self._let_exit(self._patience)
         finally:
             self.terminate()
 
@@ -498,9 +529,57 @@ class Supervisor:
         for worker_id in list(self._workers):
             self.segment.command_stop(worker_id)
 
+    def _let_exit(self, seconds: float) -> None:
+        """Have the workers drop the job, run their exit functions and end, as far as they do so in time."""
+        if self._segment is None or self._collector is None or self._is_ending or os.getpid() != self.owner_pid:
+            return
+        deadline_ns = time.monotonic_ns() + int(seconds * 1e9)
+        self._collector.close()
+        buried = [worker_id for worker_id in self._workers if not self._segment.pid(worker_id)]  # bury() raised then
+        for worker_id in buried:
+            del self._workers[worker_id]
+        for worker_id in (*buried, *self._bury_unknown()):
+            self._empty_lane(worker_id)
+        self._segment.give_up()
+        for worker_id in self._workers:
+            if self._segment.state(worker_id) == "starting":  # it has nothing to exit from, and can claim nothing now
+                self._segment.kill(worker_id, signal.SIGKILL)
+        while self._workers and time.monotonic_ns() < deadline_ns:
+            all_gathered = self._collector.collect()
+            self.hand_over_lanes()
+            if all_gathered and self._workers and self._collector.wait(1, deadline_ns):
+                self._drop_dead()
+        for process in self._leaving:
+            process.popen.wait(max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9))
+        for worker_id in self._workers:
+            logger.warning("worker %d did not come to its end within %g s and is killed", worker_id, seconds)
+        for worker_id, _, task, payload in self._collector.failures:
+            failure = remote.revive(worker_id, task, payload, self.serializer)
+            logger.warning("worker_exit failed in worker %d, which was ending", worker_id, exc_info=failure)
+
+    def _drop_dead(self) -> None:
+        """Workers whose process has ended without their last word, while all are ending."""
+        for worker_id in self.segment.ended():
+            if self.segment.state(worker_id) != "exited":
+                self._workers.pop(worker_id).reap(block=True)
+                self.collector.drain(worker_id)
+                self.segment.declare_dead(worker_id)
+
+    def _bury_unknown(self) -> list[int]:
+        """Kill and wait for workers that an exception left without a record here, between their start and that."""
+        assert self._segment is not None
+        unknown = [lane for lane in range(self._segment.lanes) if self._segment.pid(lane) and lane not in self._workers]
+        for worker_id in unknown:
+            self._segment.kill(worker_id, signal.SIGKILL)
+            bury_unknown(self._segment, worker_id)
+        return unknown
+
     @contextlib.contextmanager
-    def ended_by_another_thread(self) -> Iterator[None]:
+    def ended_by_another_thread(self) -> Iterator[float]:
         """While this is entered, the thread that uses the pool lets go of it: its call raises, and cleans up.
+
+        Yields how long (seconds, -1: for ever) to wait for that before :meth:`kill` is called, if workers were told to
+        run their exit functions.
 
         This thread first says so (a token in `_enders`), then kills; the other one first makes a process known (its pid
         in the segment, or the process in `_leaving`), then looks for tokens, then sleeps or waits. So either the kill
@@ -510,10 +589,22 @@ class Supervisor:
         token = object()
         self._enders.add(token)
         try:
+            yield self._ask_to_end()
+        except BaseException:
             self.kill()
-            yield
+            raise
         finally:
             self._enders.discard(token)
+
+    def _ask_to_end(self) -> float:
+        """In another thread than the pool's: kill all workers, or have them run their exit functions first. Returns how
+        many seconds these have, -1: they have been killed."""
+        segment, patience = self._segment, self._patience
+        if segment is None or patience is None:
+            self.kill()
+            return -1.0
+        segment.give_up()
+        return patience
 
     def _check_ended(self) -> None:
         if self._enders:
@@ -548,16 +639,15 @@ class Supervisor:
             self._take_exit_results()
             self._collector.abandon()
             self._collector = None
-        self._functions = self._blob = self.deaths = self.unfinished = self._left_feed = None
+        self._functions = self._blob = self.unfinished = self._left_feed = None
         self._was_left = False
         self._drop_shared_objects()
         for process in (*self._workers.values(), *self._leaving):
             process.reap(block=True)
-        for worker_id in range(self._segment.lanes):
-            if self._segment.pid(worker_id):  # an exception came between its start and its record here
-                bury_unknown(self._segment, worker_id)
-            self._note_end(worker_id)
         self._workers.clear()
+        self._bury_unknown()
+        for worker_id in range(self._segment.lanes):
+            self._note_end(worker_id)
         self._leaving.clear()
         self._in_use_by_workers.clear()
         self._segment.close()

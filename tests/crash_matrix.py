@@ -24,7 +24,7 @@ import numpy
 import pytest
 from leftovers import read_process
 
-from fastpool import RemoteError, SerializationError, WorkerDiedError, WorkerPool, _native, supervisor
+from fastpool import RemoteError, SerializationError, WorkerDiedError, WorkerPool, _native, options
 
 N = 40  # tasks
 CHUNK = 5
@@ -83,7 +83,8 @@ FATES = {
     "SIGSTOP, SIGKILL": Fate(-2, -signal.SIGKILL),
 }
 
-INPUTS = ("range", "list", "generator", "array")
+# The last stands for two options: order_tasks, and always_exit, which must change nothing that is looked at here.
+INPUTS = ("range", "list", "generator", "array", "list in turn")
 METHODS = ("map", "map_unordered", "imap", "imap_unordered")
 DIMENSIONS = (tuple(PLACES), tuple(FATES), INPUTS, METHODS, (False, True), (None, 10), (0, 3))
 
@@ -282,8 +283,9 @@ def run(cell: Cell) -> Outcome:
             reach(101)
         return chunk * 2.0 if cell.place not in ("encoding", "allocating") else value(cell, x)
 
-    make = {"range": range, "list": lambda n: list(range(n)), "generator": lambda n: (x for x in range(n))}
+    make = {"range": range, "generator": lambda n: (x for x in range(n))}
     given = {"chunk_size": CHUNK, "worker_lifespan": cell.lifespan, "worker_init": init, "worker_exit": finish}
+    in_turn = given["always_exit"] = cell.input == "list in turn"
 
     def call(pool: WorkerPool, retries: int) -> None:
         method: Any = getattr(pool, cell.method)
@@ -291,12 +293,13 @@ def run(cell: Cell) -> Outcome:
             given["chunk_size"] = 100
             results = method(task_of_array, ARRAY, retries=retries, **given)
         else:
-            results = method(task, make[cell.input](N), retries=retries, **given)
+            values = make.get(cell.input, lambda n: list(range(n)))(N)
+            results = method(task, values, retries=retries, **given)
         assert right(cell, results)
 
     core.fp_points_arm(PLACES[cell.place].point, fate.action, 1, 1)
     error: BaseException | None = None
-    with WorkerPool(n_jobs=2, keep_alive=cell.keep_alive) as pool:
+    with WorkerPool(n_jobs=2, keep_alive=cell.keep_alive, order_tasks=in_turn) as pool:
         try:
             call(pool, cell.retries)
             call(pool, cell.retries)
@@ -356,7 +359,7 @@ def test_cell(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
         raise kind(1)
 
     if cell.place == "idle and spinning":
-        monkeypatch.setattr(supervisor, "cpu_count", lambda: 8)
+        monkeypatch.setattr(options, "cpu_count", lambda: 8)
     before = signal.signal(signal.SIGUSR1, strike)
     try:
         since = time.monotonic()

@@ -20,7 +20,7 @@ LAYERS = [
     {"__main__"},
     {"demo"},
     {"__init__"},
-    {"pool"},
+    {"pool", "utils"},
     {"mapping"},
     {"supervisor"},
     {"schedule", "process", "worker", "remote", "recovery", "insights"},

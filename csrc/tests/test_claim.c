@@ -266,6 +266,31 @@ static void test_starved_and_fed(void) {
   plain_free(segment);
 }
 
+/* Units in turn: nobody is kept waiting by the others, and nobody takes what is another's. */
+static void test_units_of_its_own(void) {
+  fp_segment *segment = plain_segment(2);
+  hand h = {0};
+  fp_control_of(segment, 0)->turn = 4;
+  uint64_t number = publish(segment, NO_RANGE, 5, FP_TOTAL_UNKNOWN, 0);
+  CHECK_EQ(fp_claim_own(segment, 0, &h.terms, 0), FP_CLAIM_OTHER);
+  CHECK_EQ(fp_claim_join(segment, 0, &h.terms), 1);
+  CHECK_EQ(h.terms.turn, 4);
+  CHECK_EQ(fp_claim_own(segment, 0, &h.terms, 4), FP_CLAIM_OK);
+  CHECK_EQ(held(segment, 0), fp_held_pack(4, 1, FP_CLAIM_HELD));
+  CHECK_EQ(gate(segment), fp_claim_pack(number, 0));
+  CHECK_EQ(fp_claim_own(segment, 0, &h.terms, 6), FP_CLAIM_STARVED);
+  CHECK_EQ(held(segment, 0), 0);
+  atomic_store(&segment->job.total, 5);
+  CHECK_EQ(fp_claim_own(segment, 0, &h.terms, 6), FP_CLAIM_EXHAUSTED);
+  CHECK_EQ(fp_claim_own(segment, 0, &h.terms, 0), FP_CLAIM_OK);
+  fp_gate_close(segment);
+  CHECK_EQ(fp_claim_own(segment, 0, &h.terms, 2), FP_CLAIM_CLOSED);
+  CHECK_EQ(held(segment, 0), 0);
+  fp_gate_open(segment);
+  CHECK_EQ(fp_claim_own(segment, 0, &h.terms, 2), FP_CLAIM_OTHER);
+  plain_free(segment);
+}
+
 static void test_empty_job(void) {
   fp_segment *segment = plain_segment(1);
   hand h = {0};
@@ -965,6 +990,7 @@ int main(void) {
   RUN(test_line_holds);
   RUN(test_chunks_until_exhausted);
   RUN(test_starved_and_fed);
+  RUN(test_units_of_its_own);
   RUN(test_empty_job);
   RUN(test_budget);
   RUN(test_range_then_chunks);
