@@ -23,7 +23,7 @@ OURS = ("total", "leave")
 OWN = {"std": (), "rich": ("progress", "options"), "notebook": ("display",)}  # options that tqdm has for a style alone
 NEEDS = {"std": "tqdm", "rich": "tqdm and rich", "notebook": "tqdm and ipywidgets"}
 EXTRAS = {"std": "progress", "rich": "rich", "notebook": "notebook"}
-LEAST_INTERVAL = 0.02  # s, between refreshes that nothing but the clock asks for
+LEAST_INTERVAL, MOST_INTERVAL = 0.02, 3600.0  # s, between refreshes that nothing but the clock asks for
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,8 @@ class ShownProgress(Progress):
     def __init__(self, wanted: BarOptions, total: int | None) -> None:
         self._before = wanted.options.get("initial", 0)
         self._total = total
-        self._interval_ns = int(max(wanted.options["mininterval"] or 0, LEAST_INTERVAL) * 1e9)
+        interval = max(LEAST_INTERVAL, wanted.options["mininterval"] or 0)
+        self._interval_ns = int(min(MOST_INTERVAL, interval) * 1e9)
         self._bar = bar_class(wanted.style).shown(wanted.options, None if total is None else total + self._before)
 
     @property

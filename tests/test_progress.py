@@ -198,6 +198,14 @@ def test_options_are_tqdms() -> None:
     assert "pieces/s" in screen.frames[-1]
 
 
+@pytest.mark.parametrize("seconds", [None, 0, 1e-9, float("inf"), float("nan")])
+def test_any_interval(seconds: float | None) -> None:
+    screen = Screen()
+    with WorkerPool(n_jobs=2) as pool:
+        pool.map(double, range(10), **show(screen, mininterval=seconds))
+    assert screen.counts[-1] == ("10", "10")
+
+
 def test_a_disabled_bar_shows_nothing() -> None:
     screen = Screen()
     with WorkerPool(n_jobs=2) as pool:
