@@ -93,6 +93,7 @@ cdef class Collector:
     cdef uint64_t patience            # end of the silence that the parent listens to; 0: none has begun
     cdef readonly object rested_at    # after a silence: units claimed by workers that all rested before; else None
     cdef readonly list exits          # results of exit functions, in order of arrival
+    cdef readonly bint is_closing     # failures raise nothing any more
 
     def __cinit__(self, Segment segment, loads):
         cdef int i
@@ -194,8 +195,9 @@ cdef class Collector:
         self.way = COLLECT_NOTHING
 
     def close(self) -> None:
-        """The same, because of the first failure, if there is one."""
+        """The same, because of the first failure, if there is one, and the pool ends."""
         self.drop()
+        self.is_closing = True
         self.failures[:] = [failure for failure in self.failures[1:] if failure[1] == FP_PHASE_EXIT]
 
     def missing(self, uint64_t first, uint64_t count) -> list:
