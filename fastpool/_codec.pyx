@@ -271,6 +271,15 @@ cdef class Decoder:
             self.dry = False
         return 0
 
+    cdef int pass_over_fragment(self, const unsigned char **at, const unsigned char *end) except -1:
+        """The same with a piece of an item."""
+        self.dry = True
+        try:
+            self.fragment(at, end)
+        finally:
+            self.dry = False
+        return 0
+
     cdef object of_summed(self, int kind, uint32_t tag, uint64_t total, const unsigned char *data, uint64_t size):
         """The object of an item with a sum."""
         if not self.dry and item_sum(kind, tag, data, size) != total:
