@@ -424,7 +424,7 @@ cdef class Segment(Arena):
     cdef fp_spin spin
     cdef fp_spin worker_spin
     cdef readonly bint closed
-    cdef readonly uint64_t number  # of the job published last, 0: none, or given up; a worker keeps the one it was forked with
+    cdef readonly uint64_t number  # of the last job, 0: none, or given up; a worker keeps the one it was forked with
     cdef readonly uint64_t range_units  # of that job
 
     cdef void _release(self)
