@@ -442,7 +442,7 @@ cdef class Segment(Arena):
     cdef fp_spin spin
     cdef fp_spin worker_spin
     cdef readonly bint closed
-    cdef readonly uint64_t number  # of the job published last; a worker keeps the one it was forked with
+    cdef readonly uint64_t number  # of the last job, 0: none, or given up; a worker keeps the one it was forked with
     cdef readonly uint64_t range_units  # of that job
     cdef uint64_t shortest_limit  # of that job's time limits, in ns; 0: it has none
     cdef uint64_t longest_limit   # of all jobs'

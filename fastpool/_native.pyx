@@ -1038,8 +1038,9 @@ cdef class Segment(Arena):
             lane = fp_lane_of(self.at, i)
             killed = self.deaths[i] + (self.state(i) not in ("starting", "exited", "dead"))
             lanes.append((killed, load(lane.opened), load(lane.closed), _bell_tally(&lane.bell)))
+        whole = self.number != 0 and self.finished == self.number
         return {"heaps": heaps, "lanes": lanes, "bell": _bell_tally(&self.at.bell), "silences": self.silences,
-                "functions": self.at.job.spec_offset != 0, "finished": self.finished == self.number}
+                "functions": self.at.job.spec_offset != 0, "finished": whole}
 
     # ------------------------------------------------------------ memory
 
