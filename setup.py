@@ -57,7 +57,7 @@ extensions = [
     *(
         extension(name, [])
         for name in (
-            *("_signals", "_scalars", "_tagwriter", "_tagreader", "_packed", "_codec", "_nursery", "_plan"),
+            *("_signals", "_references", "_scalars", "_tagwriter", "_tagreader", "_packed", "_codec", "_nursery", "_plan"),
             *("_feed", "_lane", "_worker", "_collect"),
         )
     ),

@@ -106,6 +106,8 @@ cdef class Collector:
     cdef Decoder decoder_of(self, uint32_t worker):
         cdef Decoder decoder = Decoder(self.segment, worker, False)
         decoder.loads = self.loads
+        if self.segment.exchange is not None:
+            decoder.outbox = self.segment.exchange.outbox(worker)
         return decoder
 
     # ------------------------------------------------------------ the list of results
@@ -138,6 +140,7 @@ cdef class Collector:
             PyList_SetSlice(results, tasks, PyList_GET_SIZE(results), NULL)
         self.results = self.sample = None
         self.feed = self.revive = None
+        self.end_exchange()
         self.segment.finished = self.segment.number
         PyObject_GC_Track(<PyObject *>results)
         return results
@@ -146,6 +149,11 @@ cdef class Collector:
         """Drop the results collected so far."""
         self.results = self.sample = None
         self.feed = self.revive = None
+        self.end_exchange()
+
+    cdef void end_exchange(self) noexcept:
+        if self.segment.exchange is not None:
+            self.segment.exchange.end_job()
 
     def missing(self, uint64_t first, uint64_t count) -> list:
         """Of tasks first … first + count - 1, those without a result, as ranges in order."""
@@ -359,6 +367,8 @@ cdef class Collector:
         """Empty the lane and the line of a worker that is gone (or writes no more), for its successor."""
         lane_reset(&self.readers[worker])
         self.segment.empty_line(worker)
+        if self.segment.exchange is not None:
+            self.segment.exchange.replace_outbox(worker)
         self.decoders[worker] = self.decoder_of(worker)
         self.watch.news[worker] = 0
 

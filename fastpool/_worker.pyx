@@ -11,24 +11,26 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 
 from fastpool._codec cimport Decoder, put
-from fastpool._lane cimport LaneEncoder
+from fastpool._lane cimport LaneEncoder, ReferenceEncoder
 from fastpool._native cimport (
-    FP_CLAIM_CLOSED, FP_CLAIM_EXHAUSTED, FP_CLAIM_OK, FP_CLAIM_OTHER, FP_CLAIM_STARVED, FP_CMD_STOP, FP_EXITED,
-    FP_EXITING, FP_IDLE, FP_INDEX_CLOSED, FP_INITIALIZING, FP_JOB_KEEP_GOING, FP_JOB_LAST, FP_KIND_FLOAT64,
-    FP_KIND_INT64, FP_KIND_PACKED, FP_KIND_PICKLE, FP_KIND_TAGGED, FP_PHASE_EXIT, FP_PHASE_INIT, FP_PHASE_TASK,
+    FP_CLAIM_CLOSED, FP_CLAIM_EXHAUSTED, FP_CLAIM_OK, FP_CLAIM_OTHER, FP_CLAIM_STARVED, FP_CMD_QUIT, FP_CMD_STOP,
+    FP_EXITED, FP_EXITING, FP_FEED_SLOTS, FP_IDLE, FP_INDEX_CLOSED, FP_INITIALIZING, FP_JOB_KEEP_GOING, FP_JOB_LAST,
+    FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_OBJECT, FP_KIND_PACKED, FP_KIND_PICKLE, FP_KIND_TAGGED, FP_PHASE_EXIT, FP_PHASE_INIT, FP_PHASE_TASK,
     FP_RUNNING, FP_TOTAL_UNKNOWN, SIG_BLOCK, SIG_SETMASK, Segment, claim_drop, claim_join, claim_next, fp_align, fp_at,
     fp_claim_index, fp_claim_number, fp_control, fp_control_of, fp_feed_of, fp_feed_slot, fp_job, fp_kind_of, fp_line,
     fp_line_news, fp_line_of, fp_record, fp_segment, fp_terms, load, memory_expect, move_state, now_ns, peek, poke,
-    pthread_sigmask, sigfillset, sigset_t, store,
+    pthread_sigmask, sigemptyset, sigfillset, sigset_t, store,
 )
 from fastpool._nursery cimport install, nursery
 from fastpool._packed cimport KEEP_BYTES
+from fastpool._references cimport Exchange
+from fastpool._signals cimport is_main
 
 from collections.abc import Iterable
 
 import numpy
 
-from fastpool.errors import DamagedMemoryError
+from fastpool.errors import DamagedMemoryError, Interruption
 
 cdef extern from "Python.h":
     ctypedef object (*vectorcallfunc)(object callable, PyObject *const *args, size_t nargsf, PyObject *kwnames)
@@ -38,6 +40,8 @@ cdef extern from "Python.h":
     object PyObject_VectorcallDict(object callable, PyObject *const *args, size_t nargsf, PyObject *kwdict)
     object PyLong_FromLongLong(long long value)
     object PyFloat_FromDouble(double value)
+    unsigned long PyThread_get_thread_ident() nogil
+    int PyThreadState_SetAsyncExc(unsigned long thread, PyObject *error)
 
 # ---------------------------------------------------------------- arguments
 
@@ -46,9 +50,9 @@ cdef enum:
     POSITIONAL = 1
     KEYWORD = 2
 
-cdef dict shapes = {tuple: POSITIONAL, list: POSITIONAL, dict: KEYWORD, str: SINGLE, bytes: SINGLE}
+cdef dict common_shapes = {tuple: POSITIONAL, list: POSITIONAL, dict: KEYWORD, str: SINGLE, bytes: SINGLE}
 
-cdef int shape_of(object element) except -1:
+cdef int shape_of(object element, dict shapes) except -1:
     """How an element becomes arguments: iterables are unpacked, but not str, bytes and arrays; dicts by keyword."""
     cdef object kind = type(element)
     cdef object known = shapes.get(kind)
@@ -117,6 +121,9 @@ cdef class Elements:
     cdef const unsigned char *end
     cdef int64_t value                 # the next one of a range
     cdef int64_t step
+    cdef list objects                  # where the items are references
+    cdef Py_ssize_t index              # the next one
+    cdef bint copied                   # they are arrays of the caller's
     cdef uint64_t left                 # elements whose result is not committed
     cdef bint foreign                  # this process is a fork that a task made
     cdef int doing                     # for whoever asks after an exception
@@ -137,6 +144,11 @@ cdef class Elements:
         elif self.kind == FP_KIND_INT64:
             self.item += 8
             self.element = PyLong_FromLongLong((<const int64_t *>(self.item - 8))[0])
+        elif self.kind == FP_KIND_OBJECT:
+            self.index += 1
+            self.element = self.objects[self.index - 1]
+            if self.copied:
+                self.element = self.element.copy("K")
         else:
             self.element = None  # its memory may be the next one's
             self.element = self.decoder.item(self.kind, &self.item, self.end)
@@ -171,8 +183,12 @@ cdef class Elements:
 
 
 cdef void hold_signals(sigset_t *before) noexcept:
+    """In a process. The signals of a thread's process are none of its business."""
     cdef sigset_t every
-    sigfillset(&every)
+    if is_main():
+        sigfillset(&every)
+    else:
+        sigemptyset(&every)
     pthread_sigmask(SIG_BLOCK, &every, before)
 
 cdef int hear_signals() except -1:
@@ -194,8 +210,8 @@ cdef class Loop:
     host : object
         ``adopt(version, blob)`` returns the task function and its leading arguments, or None if this worker cannot have
         the function in its current form; ``initialize()``, ``finalize()``, ``flush()``;
-        ``describe(error, what, task, element)`` returns the pickled description of an exception; ``dumps`` and
-        ``loads`` are for what has no record of its own kind.
+        ``describe(error, what, task, element)`` returns the description of an exception, as the parent is to get it;
+        ``dumps`` and ``loads`` are for what has no record of its own kind.
     """
     cdef Segment segment
     cdef uint32_t worker
@@ -216,6 +232,14 @@ cdef class Loop:
     cdef fp_terms terms       # of the job it joined
     cdef uint64_t task_ns     # measured; 0: not known
     cdef uint64_t tasks
+    cdef dict shapes          # of elements, by type
+    # Of a worker that is a thread. All of these are read and written under the GIL.
+    cdef Exchange exchange    # None: it is a process
+    cdef unsigned long thread
+    cdef bint inside          # it runs code of the user's, in which it touches nothing of the segment's
+    cdef bint dismissed       # nobody wants anything of it any more
+    cdef bint interrupted     # an Interruption may be under way to it
+    cdef bint severed         # its lane is another's, or gone: it touches nothing of the segment's at all
 
     def __cinit__(self, Segment segment, uint32_t worker, host):
         self.segment = segment
@@ -223,7 +247,9 @@ cdef class Loop:
         self.host = host
         self.line = fp_line_of(segment.at, worker)
         segment.adopt_heap(worker)
-        self.out = LaneEncoder(segment, worker)
+        self.exchange = segment.exchange
+        self.out = LaneEncoder(segment, worker) if self.exchange is None else ReferenceEncoder(segment, worker)
+        self.shapes = dict(common_shapes)
         self.out.dumps = host.dumps
         self.decoder = Decoder(segment, segment.lanes, True)
         self.decoder.loads = host.loads
@@ -259,11 +285,15 @@ cdef class Loop:
 
     def run(self) -> None:
         """The worker's life. An exception that comes outside of the user's functions ends it, and is reported."""
+        self.thread = PyThread_get_thread_ident()
         try:
             self.live()
         except BaseException as error:  # of a signal handler that ran between tasks, or of our own
             if self.elements.foreign:
                 self.host.end_fork(error)
+            if self.dismissed:
+                self.give_up()
+                return
             if peek(self.line.state) == FP_EXITED:
                 raise
             self.out.close()
@@ -277,10 +307,14 @@ cdef class Loop:
         """Work until told to stop, or until the job says so, or the lifespan is over."""
         cdef uint64_t first, count
         cdef int found
-        install(self.segment, self.worker)
+        if self.exchange is None:
+            install(self.segment, self.worker)
         store(self.line.started_ns, now_ns())
         self.become(FP_IDLE)
         while True:
+            if self.dismissed or load(self.look.control.command) == FP_CMD_QUIT:
+                self.dismissed = True
+                raise Interruption()
             found = FP_CLAIM_CLOSED
             if not (self.look.abandoned and self.gate_is_ours()):
                 found = claim_next(self.segment.at, self.worker, &self.terms, self.budget(), self.task_ns,
@@ -304,7 +338,61 @@ cdef class Loop:
     def disown(self) -> None:
         """In a fork of the worker: it must not act as the worker."""
         self.elements.foreign = True
-        nursery.off = True
+        if self.exchange is None:
+            nursery.off = True
+
+    # ------------------------------------------------------------ a thread's end
+
+    def dismiss(self) -> None:
+        """From any thread: begin nothing more, drop what is being done, and end without the exit function.
+
+        Code of the user's that it runs gets an :class:`fastpool.errors.Interruption` as soon as that is Python.
+        """
+        self.dismissed = True
+        if self.inside and not self.interrupted:
+            self.interrupted = True
+            PyThreadState_SetAsyncExc(self.thread, <PyObject *>Interruption)
+
+    def sever(self) -> bool:
+        """From any thread: let go of the segment at once. Returns whether that was possible.
+
+        It is while code of the user's runs, in which nothing of the segment's is touched: from then on nothing is at
+        all, and the lane may be a successor's. Else the worker will leave by itself, if it has been dismissed.
+        """
+        if self.inside:
+            self.dismissed = self.severed = True
+        return self.severed
+
+    cdef inline int enter(self) except -1:
+        """Code of the user's begins."""
+        if self.dismissed:
+            self.heed()
+        self.inside = True
+        return 0
+
+    cdef inline int come_out(self) except -1:
+        """It has ended, without an exception."""
+        if self.dismissed:
+            self.heed()
+        self.inside = False
+        return 0
+
+    cdef int heed(self) except -1:
+        """The worker was dismissed: get out of here."""
+        if self.interrupted:
+            PyThreadState_SetAsyncExc(self.thread, NULL)  # if it came too late to be raised
+        raise Interruption()
+
+    cdef int give_up(self) except -1:
+        """The worker was dismissed, and has come out of whatever it was at."""
+        if self.interrupted:
+            PyThreadState_SetAsyncExc(self.thread, NULL)
+        if self.severed:
+            return 0
+        self.inside = self.ran = False
+        if peek(self.line.state) != FP_EXITED:
+            self.leave()
+        return 0
 
     cdef bint gate_is_ours(self):
         return fp_claim_number(load(self.segment.at.gate.claim)) == self.terms.number & NUMBER_MASK
@@ -325,7 +413,7 @@ cdef class Loop:
         self.out.close()
         claim_drop(self.segment.at, self.worker)
         self.flush()
-        if nursery.blocks:
+        if self.exchange is None and nursery.blocks:
             nursery.blocks = False
             self.segment.trim_heap(self.worker)
         self.become(FP_IDLE)
@@ -425,7 +513,9 @@ cdef class Loop:
             what = "worker_exit"
             try:
                 if self.host.has_exit():
+                    self.enter()
                     value = self.host.finalize()
+                    self.come_out()
                     what = "exit result"
                     self.out.put(value)
             except BaseException as error:
@@ -448,7 +538,9 @@ cdef class Loop:
             self.out.phase = FP_PHASE_INIT
             self.out.number = 0
             try:
+                self.enter()
                 self.host.initialize()
+                self.come_out()
             except BaseException as error:
                 self.report(error, "worker_init", None, None)
                 self.out.close()
@@ -464,6 +556,7 @@ cdef class Loop:
         cdef fp_job *job = &self.segment.at.job
         cdef fp_feed_slot *slot
         cdef uint64_t since, done, took
+        cdef uint64_t unit = first
         cdef bint complete
         if first + count >= load(job.hungry_at):
             self.out.tell_parent()
@@ -480,7 +573,11 @@ cdef class Loop:
         else:
             slot = fp_feed_of(self.segment.at, first)
             first = self.out.number = slot.first + slot.skip
-            complete = self.run_chunk(<const unsigned char *>fp_at(self.segment.at, slot.offset), slot.bytes, slot.skip)
+            if self.exchange is not None:
+                complete = self.run_objects(self.exchange.chunks[unit % FP_FEED_SLOTS], slot.skip)
+            else:
+                complete = self.run_chunk(
+                    <const unsigned char *>fp_at(self.segment.at, slot.offset), slot.bytes, slot.skip)
         done = self.out.number - first
         self.out.close()
         took = now_ns() - since - self.out.waited_ns
@@ -522,6 +619,16 @@ cdef class Loop:
                 return False
         return True
 
+    cdef bint run_objects(self, list objects, uint64_t skip) except -1:
+        """The same in a thread, of a chunk that is a list."""
+        cdef Elements elements = self.elements
+        elements.kind = FP_KIND_OBJECT
+        elements.objects = objects
+        elements.index = skip
+        elements.copied = self.exchange.copied
+        elements.left = len(objects) - skip
+        return self.run_elements(elements)
+
     cdef bint run_record(self, int kind, uint64_t count, uint64_t done, const unsigned char *item,
                          const unsigned char *end) except -1:
         """Tasks whose elements are the items of one record, but for the first `done`."""
@@ -542,26 +649,29 @@ cdef class Loop:
                     return False
         finally:
             self.out.relax()
-            elements.element = None  # keep nothing alive between runs
+            elements.element = elements.objects = None  # keep nothing alive between runs
         return elements.left == 0
 
     cdef bint run_until_failure(self, Elements elements) except -1:
         """Call the function with each element, and commit each result, up to the first that fails, which is reported.
         False: there was one."""
         cdef object result
-        cdef bytes description
+        cdef object description
         cdef sigset_t before
         try:
             while elements.advance():
+                self.enter()
                 if elements.kind < FP_KIND_PICKLE:
                     result = self.call_single(elements.element)
                 else:
                     result = self.call(elements.element)
+                self.come_out()
                 elements.commit(result)
             return True
         except BaseException as error:
             if elements.foreign:
                 self.host.end_fork(error)
+            self.enter()  # an exception has methods of the user's
             hold_signals(&before)  # until it is reported: a handler's exception would be the second
             try:
                 description = self.describe(error, phrases[elements.doing], self.out.number, elements.element)
@@ -569,6 +679,7 @@ cdef class Loop:
                 pthread_sigmask(SIG_SETMASK, &before, NULL)
                 raise
             elements.failed_for_good = not elements.may_continue(error)
+            self.come_out()
         result = elements.element = None
         try:
             if self.out.plan is not None:
@@ -590,7 +701,7 @@ cdef class Loop:
 
     cdef object call(self, object element):
         """Call with an element that may have to be unpacked."""
-        cdef int shape = shape_of(element)
+        cdef int shape = shape_of(element, self.shapes)
         cdef Py_ssize_t n = self.n_leading
         cdef Py_ssize_t i
         cdef tuple given
@@ -612,15 +723,19 @@ cdef class Loop:
 
     cdef int report(self, error, str what, task, element) except -1:
         """Send the description of an exception in the place of a result. No signal handler runs meanwhile."""
+        cdef object description
         cdef sigset_t before
+        self.enter()
         hold_signals(&before)
         try:
-            self.out.put_error(self.describe(error, what, task, element))
+            description = self.describe(error, what, task, element)
+            self.come_out()
+            self.out.put_error(description)
         finally:
             pthread_sigmask(SIG_SETMASK, &before, NULL)
         return 0
 
-    cdef bytes describe(self, error, str what, task, element):
+    cdef object describe(self, error, str what, task, element):
         """The description of an exception, while signals are held."""
         hear_signals()
         return self.host.describe(error, what, task, element)

@@ -104,6 +104,13 @@ def likely_cause(exitcode: int | None, state: str, start_method: str) -> str:
     return ""
 
 
+class Interruption(BaseException):
+    """Raised in the user's code by a worker that is a thread, when its pool ends: the task's result is not wanted.
+
+    Not an error: nobody else ever gets to see it.
+    """
+
+
 class SerializationError(FastpoolError, pickle.PicklingError):
     """A function, argument, result or exception could not be turned into bytes, or back.
 

@@ -24,7 +24,7 @@ LAYERS = [
     {"mapping"},
     {"supervisor"},
     {"schedule", "process", "worker", "remote", "recovery"},
-    {"job"},
+    {"job", "threads"},
     {"options"},
     {"arrays"},
     {"functions", "spawning", "raised"},
@@ -33,7 +33,7 @@ LAYERS = [
     {"_codec", "_plan"},
     {"_nursery", "_packed"},
     {"_native", "_tagwriter", "_tagreader"},
-    {"_scalars", "_signals"},
+    {"_scalars", "_signals", "_references"},
     {"serializer"},
     {"dilled"},
     {"definition", "errors", "machine"},
@@ -105,7 +105,7 @@ def stub_names(path: Path) -> set[str]:
     return {name for name in names if not name.endswith("__") and "LoopHost" not in name}
 
 
-@pytest.mark.parametrize("name", ["_native", "_signals", "_tagwriter", "_tagreader", "_feed", "_worker", "_collect"])
+@pytest.mark.parametrize("name", ["_native", "_signals", "_references", "_tagwriter", "_tagreader", "_feed", "_worker", "_collect"])
 def test_stubs_match_the_extensions(name: str) -> None:
     module = __import__(f"fastpool.{name}", fromlist=[name])
     real = set()

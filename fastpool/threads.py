@@ -1,0 +1,143 @@
+"""Workers that are threads of the pool's owner.
+
+A thread runs the same loop over the same segment as a process. What is different is its end. An event of its own tells
+of it in the place of a process handle. And nobody can kill it: it is told to end, which it hears between two tasks, in
+a wait, and where Python runs in a task. Who is in a task that does not return is abandoned: that thread has nothing of
+the pool's left but memory that stays as long as it does.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+
+from fastpool._native import Event, Segment
+from fastpool._signals import uninterrupted
+from fastpool._worker import Loop
+
+GRACE_SECONDS = 1.0  # for what a thread is at when it is told to end
+
+_living: set[Loop] = set()
+
+
+def _disown() -> None:
+    """In a fork that a task has made, or any other thread: it is nobody's worker."""
+    for loop in _living:
+        loop.disown()
+
+
+os.register_at_fork(after_in_child=_disown)
+
+
+class WorkerThread:
+    """A worker in a thread, with what the supervisor calls of a :class:`fastpool.process.WorkerProcess`.
+
+    The thread is a daemon: the interpreter does not wait for it, and a pool that is open then is terminated.
+
+    Parameters
+    ----------
+    segment : Segment
+    worker_id : int
+        Its lane, from 0.
+    main : callable
+        Makes its loop.
+    daemon : bool
+        Has no meaning: a thread may have children of any kind.
+    descriptors : sequence of int
+        It needs none.
+    """
+
+    exit_status = None
+
+    def __init__(
+        self,
+        segment: Segment,
+        worker_id: int,
+        main: Callable[[Segment], Loop],
+        daemon: bool,
+        descriptors: Sequence[int] = (),
+    ) -> None:
+        self.segment = segment
+        self.worker_id = worker_id
+        self.pid = os.getpid()
+        self.job = segment.number  # the current one when it was started
+        self._loop = main(segment)
+        self._end = Event()
+        self._thread = threading.Thread(target=self._live, name=f"Worker-{worker_id}", daemon=True)
+        self._has_lane = False
+        self._deadline: float | None = None  # of its end, once it is told to
+
+    @uninterrupted
+    def start(self) -> None:
+        self.segment.admit(self.worker_id, self._end.fd, self)
+        self._has_lane = True
+        try:
+            self._thread.start()
+        except BaseException:
+            self.detach()
+            raise
+
+    def _live(self) -> None:
+        _living.add(self._loop)
+        try:
+            self._loop.run()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            _living.discard(self._loop)
+            self._end.ring()
+
+    def kill(self) -> None:
+        """Tell it to end as soon as it can. Any thread may do that at any time."""
+        if self._has_lane:
+            if self._deadline is None:
+                self._deadline = time.monotonic() + GRACE_SECONDS
+            self.segment.command_quit(self.worker_id)
+            self._loop.dismiss()
+
+    def detach(self) -> None:
+        """Let the lane go to a successor."""
+        self._has_lane = False
+        self.segment.reaped(self.worker_id)
+
+    def reap(self, block: bool) -> bool:
+        """Wait for its end; if it has been killed, not for ever. Returns whether it has ended.
+
+        If it has not, and this may block, it is abandoned: it keeps nobody waiting, and touches nothing of the pool's
+        any more. That is where a thread that is in a task can be stopped; if it is somewhere else, for once, the
+        segment stays for it as it is.
+        """
+        if block and self._deadline is None:
+            self.segment.wait_for(self._end.fd)
+        if has_ended := self._ends_in(self._patience if block else 0):
+            self._thread.join()
+        elif not block or not self._loop.sever():
+            return False
+        if self._has_lane:
+            self.detach()
+        return has_ended
+
+    @property
+    def _patience(self) -> float:
+        """Seconds."""
+        if self._deadline is None or threading.current_thread() is self._thread:  # a finalizer may run anywhere
+            return 0
+        return max(0.0, self._deadline - time.monotonic())
+
+    def _ends_in(self, seconds: float) -> bool:
+        handle = select.poll()
+        handle.register(self._end.fd, select.POLLIN)
+        return bool(handle.poll(seconds * 1000))
+
+    def warn(self) -> None:
+        """Say that it was abandoned."""
+        message = (
+            f"worker {self.worker_id} is a thread in a task that has not ended {GRACE_SECONDS:g} s after it was told "
+            "to: it is abandoned, and its result dropped"
+        )
+        warnings.warn(message, ResourceWarning, stacklevel=2)
