@@ -18,8 +18,8 @@ import pickle
 
 from fastpool._native cimport (
     FP_KIND_BLOCK, FP_KIND_BOOL, FP_KIND_BYTES, FP_KIND_ERROR, FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_NONE,
-    FP_KIND_OBJECT, FP_KIND_PACKED, FP_KIND_PICKLE, FP_KIND_PLACED, FP_KIND_STR, FP_KIND_TAGGED, Segment, block_check, fp_align, fp_at,
-    fp_block_item, fp_fragment, fp_item, fp_summed, fp_writer_commit, writer_close,
+    FP_KIND_OBJECT, FP_KIND_PACKED, FP_KIND_PICKLE, FP_KIND_PLACED, FP_KIND_STR, FP_KIND_TAGGED, Segment, block_check,
+    fp_align, fp_at, fp_block_item, fp_fragment, fp_item, fp_summed, fp_writer_commit, writer_close,
 )
 from fastpool._packed cimport is_array
 from fastpool._tagreader cimport TagReader

@@ -608,8 +608,8 @@ cdef class Segment(Arena):
             self.wakeup.close()
 
     def close(self) -> None:
-        """Give everything back, memory that is held when it is dropped. All workers must have ended; a thread that could
-        not be made to let go of the segment keeps it until it ends."""
+        """Give everything back, memory that is held when it is dropped. All workers must have ended; a thread that
+        could not be made to let go of the segment keeps it until it ends."""
         if self.exchange is not None:
             self.exchange.close()
             if self.exchange.workers:

@@ -296,7 +296,7 @@ class Supervisor:
         host = worker.Host(worker_id, leading, self._version, self._functions, serializer)
         return partial(worker.run, host), []
 
-    def _outfit(self, worker_id: int) -> tuple[Callable[[Segment], None], list[int]]:
+    def _outfit(self, worker_id: int) -> tuple[Callable[[Segment], Any], list[int]]:
         """What any other worker runs, and descriptors to give it."""
         options, shared, spaces = self.options, self._shared, public_spaces()
         outfit = worker.Outfit(

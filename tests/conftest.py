@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing.dummy
 import os
 import shutil
 
@@ -22,7 +23,9 @@ from fastpool.arrays import shared_memory
 
 shared_memory()  # for the life of the process
 
-START_METHODS = ["fork", "spawn", "forkserver"]
+PROCESSES = ["fork", "spawn", "forkserver"]
+START_METHODS = [*PROCESSES, "threading"]
+processes = pytest.mark.parametrize("start_method", PROCESSES)  # of what has no meaning for threads
 
 failed_in_call = pytest.StashKey[bool]()
 
@@ -42,6 +45,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     outcome = yield
     if call.when == "call":
         item.stash[failed_in_call] = outcome.get_result().failed
+
+
+def context_of(start_method: str) -> Any:
+    """What makes locks and queues that its workers share."""
+    return multiprocessing.dummy if start_method == "threading" else multiprocessing.get_context(start_method)
 
 
 @pytest.fixture(params=START_METHODS)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy
 import pytest
+from conftest import context_of, processes
 from leftovers import leftovers, snapshot
 
 from fastpool import WorkerPool
@@ -67,7 +68,8 @@ def test_order_of_leading_arguments(start_method: str) -> None:
 
 
 def pid(_: Any = None) -> int:
-    return os.getpid()
+    """Of a process; of a thread, its own."""
+    return threading.get_native_id()
 
 
 def test_keep_alive_keeps_workers_and_state(start_method: str) -> None:
@@ -88,12 +90,12 @@ def init_even_once(state: dict[str, Any]) -> None:
 def meet(barrier: Any, _: Any) -> int:
     """Tasks of two workers: each waits for the other's."""
     barrier.wait(60)
-    return os.getpid()
+    return pid()
 
 
 def pool_of_two(start_method: str, **options: Any) -> WorkerPool:
     """A pool whose workers can meet."""
-    barrier = multiprocessing.get_context(start_method).Barrier(2)
+    barrier = context_of(start_method).Barrier(2)
     return WorkerPool(n_jobs=2, shared_objects=barrier, start_method=start_method, **options)
 
 
@@ -314,6 +316,7 @@ def about_process(_: Any) -> tuple[str, bool, int]:
     return process.name, process.daemon, parent.pid or 0
 
 
+@processes
 def test_workers_are_multiprocessing_processes(start_method: str) -> None:
     with WorkerPool(n_jobs=1, keep_alive=True, start_method=start_method) as pool:
         assert pool.map(about_process, [0]) == [("Worker-0", True, os.getpid())]

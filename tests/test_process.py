@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import processes
 
 from fastpool import WorkerPool
 
@@ -149,6 +150,7 @@ threading.Thread(target=reap, daemon=True).start()
 }
 
 
+@processes
 @pytest.mark.parametrize("reaper", REAPERS)
 def test_somebody_else_waits_for_the_workers(reaper: str, start_method: str, tmp_path: Path) -> None:
     script = """
@@ -225,7 +227,8 @@ def test_faulthandler(tmp_path: Path) -> None:
 
 
 def getpid(_: Any) -> int:
-    return os.getpid()
+    """Of a process; of a thread, its own."""
+    return threading.get_native_id()
 
 
 def run_in_thread(function: Any) -> None:

@@ -105,7 +105,9 @@ def stub_names(path: Path) -> set[str]:
     return {name for name in names if not name.endswith("__") and "LoopHost" not in name}
 
 
-@pytest.mark.parametrize("name", ["_native", "_signals", "_references", "_tagwriter", "_tagreader", "_feed", "_worker", "_collect"])
+@pytest.mark.parametrize(
+    "name", ["_native", "_signals", "_references", "_tagwriter", "_tagreader", "_feed", "_worker", "_collect"]
+)
 def test_stubs_match_the_extensions(name: str) -> None:
     module = __import__(f"fastpool.{name}", fromlist=[name])
     real = set()
