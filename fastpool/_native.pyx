@@ -875,7 +875,7 @@ cdef class Segment(Arena):
         self.ring_worker(worker)
 
     def command_quit(self, int worker) -> None:
-        """Make a thread begin nothing more, and end without its exit function."""
+        """Make a thread end, wherever it waits."""
         store(fp_control_of(self.at, worker).command, FP_CMD_QUIT)
         self.ring_worker(worker)
 
@@ -1053,7 +1053,7 @@ cdef class Segment(Arena):
             if fp_bell_try(&self.worker_spin, predicate, context, FP_NEVER):
                 return 0
         fds[0] = self.events[worker].read_fd
-        fds[1] = self.owner.read_fd
+        fds[1] = self.owner.read_fd if self.exchange is None else -1
         while True:
             fds[2] = self.wakeup.listen()
             with nogil:

@@ -239,7 +239,6 @@ cdef class Loop:
     cdef bint inside          # it runs code of the user's, in which it touches nothing of the segment's
     cdef bint dismissed       # nobody wants anything of it any more
     cdef bint interrupted     # an Interruption may be under way to it
-    cdef bint severed         # its lane is another's, or gone: it touches nothing of the segment's at all
 
     def __cinit__(self, Segment segment, uint32_t worker, host):
         self.segment = segment
@@ -291,8 +290,8 @@ cdef class Loop:
         except BaseException as error:  # of a signal handler that ran between tasks, or of our own
             if self.elements.foreign:
                 self.host.end_fork(error)
-            if self.dismissed:
-                self.give_up()
+            if self.dismissed:  # as a process that is killed: without a last word
+                self.clear_interruption()
                 return
             if peek(self.line.state) == FP_EXITED:
                 raise
@@ -344,7 +343,7 @@ cdef class Loop:
     # ------------------------------------------------------------ a thread's end
 
     def dismiss(self) -> None:
-        """From any thread: begin nothing more, drop what is being done, and end without the exit function.
+        """From any thread: begin nothing more, drop what is being done, and end, as a process does that is killed.
 
         Code of the user's that it runs gets an :class:`fastpool.errors.Interruption` as soon as that is Python.
         """
@@ -354,14 +353,12 @@ cdef class Loop:
             PyThreadState_SetAsyncExc(self.thread, <PyObject *>Interruption)
 
     def sever(self) -> bool:
-        """From any thread: let go of the segment at once. Returns whether that was possible.
+        """From any thread: after :meth:`dismiss`, is nothing of the segment's touched any more?
 
-        It is while code of the user's runs, in which nothing of the segment's is touched: from then on nothing is at
-        all, and the lane may be a successor's. Else the worker will leave by itself, if it has been dismissed.
+        Not while code of the user's runs, and so never again: the lane may be a successor's, the segment may go. If the
+        worker is elsewhere, it will find out by itself that it was dismissed.
         """
-        if self.inside:
-            self.dismissed = self.severed = True
-        return self.severed
+        return self.dismissed and self.inside
 
     cdef inline int enter(self) except -1:
         """Code of the user's begins."""
@@ -378,21 +375,14 @@ cdef class Loop:
         return 0
 
     cdef int heed(self) except -1:
-        """The worker was dismissed: get out of here."""
-        if self.interrupted:
-            PyThreadState_SetAsyncExc(self.thread, NULL)  # if it came too late to be raised
+        """The worker was dismissed: out of here."""
+        self.clear_interruption()
         raise Interruption()
 
-    cdef int give_up(self) except -1:
-        """The worker was dismissed, and has come out of whatever it was at."""
+    cdef void clear_interruption(self) noexcept:
+        """It may be too late for it to be raised where it was meant."""
         if self.interrupted:
             PyThreadState_SetAsyncExc(self.thread, NULL)
-        if self.severed:
-            return 0
-        self.inside = self.ran = False
-        if peek(self.line.state) != FP_EXITED:
-            self.leave()
-        return 0
 
     cdef bint gate_is_ours(self):
         return fp_claim_number(load(self.segment.at.gate.claim)) == self.terms.number & NUMBER_MASK

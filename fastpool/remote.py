@@ -30,5 +30,5 @@ def _caused(error: BaseException, cause: RemoteError) -> BaseException:
     """The exception, with what says where it came from between it and a cause of its own."""
     if not isinstance(error.__cause__, RemoteError):
         cause.__cause__ = error.__cause__
-    error.__cause__ = cause
+    BaseException.__setattr__(error, "__cause__", cause)  # its class may not let its attributes be set
     return error

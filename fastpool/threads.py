@@ -71,6 +71,7 @@ class WorkerThread:
         self._thread = threading.Thread(target=self._live, name=f"Worker-{worker_id}", daemon=True)
         self._has_lane = False
         self._deadline: float | None = None  # of its end, once it is told to
+        self.is_abandoned = False
 
     @uninterrupted
     def start(self) -> None:
@@ -108,19 +109,29 @@ class WorkerThread:
     def reap(self, block: bool) -> bool:
         """Wait for its end; if it has been killed, not for ever. Returns whether it has ended.
 
-        If it has not, and this may block, it is abandoned: it keeps nobody waiting, and touches nothing of the pool's
-        any more. That is where a thread that is in a task can be stopped; if it is somewhere else, for once, the
+        If not, though this may block, it is abandoned; or, if that cannot be, for once (it is in a destructor), the
         segment stays for it as it is.
         """
         if block and self._deadline is None:
             self.segment.wait_for(self._end.fd)
-        if has_ended := self._ends_in(self._patience if block else 0):
-            self._thread.join()
-        elif not block or not self._loop.sever():
+        if not self._ends_in(self._patience if block else 0) and not (block and self.abandon()):
             return False
+        if not self.is_abandoned:
+            self._thread.join()
         if self._has_lane:
             self.detach()
-        return has_ended
+        return not self.is_abandoned
+
+    def abandon(self) -> bool:
+        """Treat it as dead, though it is in a task that does not return. Only after :meth:`kill`.
+
+        From then on it touches nothing of the pool's: its lane may be a successor's. Returns False where that cannot be
+        said: it is about to end by itself.
+        """
+        if self._loop.sever():
+            self.is_abandoned = True
+            self._end.ring()
+        return self.is_abandoned
 
     @property
     def _patience(self) -> float:

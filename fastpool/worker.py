@@ -206,7 +206,8 @@ class ThreadHost(Host):
         return error
 
     def pack(self, error: BaseException, phase: str, arguments: str, text: str) -> Any:
-        return error.with_traceback(own_part(error)), "", "", phase, arguments, text
+        BaseException.with_traceback(error, own_part(error))
+        return error, "", "", phase, arguments, text
 
 
 def leading_arguments(
