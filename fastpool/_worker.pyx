@@ -345,10 +345,11 @@ cdef class Loop:
     def dismiss(self) -> None:
         """From any thread: begin nothing more, drop what is being done, and end, as a process does that is killed.
 
-        Code of the user's that it runs gets an :class:`fastpool.errors.Interruption` as soon as that is Python.
+        Code of the user's that it runs gets an :class:`fastpool.errors.Interruption` as soon as that is Python; not if
+        it is what calls this.
         """
         self.dismissed = True
-        if self.inside and not self.interrupted:
+        if self.inside and not self.interrupted and self.thread != PyThread_get_thread_ident():
             self.interrupted = True
             PyThreadState_SetAsyncExc(self.thread, <PyObject *>Interruption)
 
