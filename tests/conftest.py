@@ -18,7 +18,7 @@ from leftovers import leftovers, settle, snapshot
 from refusals import Server
 from tallies import wrongs
 
-from fastpool import _native
+from fastpool import WorkerPool, _native
 from fastpool.arrays import shared_memory
 
 shared_memory()  # for the life of the process
@@ -56,6 +56,12 @@ def context_of(start_method: str) -> Any:
 def start_method(request: pytest.FixtureRequest) -> str:
     """For what must hold however workers are started. Functions must be importable then."""
     return str(request.param)
+
+
+@pytest.fixture(params=["fork", "threading"])
+def by_default(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what must hold of a map, with what functions there are: pools have this start method if none is given."""
+    monkeypatch.setitem(WorkerPool.__init__.__kwdefaults__, "start_method", request.param)
 
 
 @pytest.fixture(scope="module")
