@@ -12,6 +12,7 @@ from fastpool._native cimport (
 )
 from fastpool._nursery cimport is_block, nursery
 from fastpool._packed cimport KEEP_BYTES, array_bytes, array_data, is_sole, sole_memory
+from fastpool._references cimport Places
 
 from fastpool.errors import Interruption
 
@@ -210,8 +211,8 @@ cdef class ReferenceEncoder(LaneEncoder):
 
     cdef int put(self, object value) except -1:
         cdef unsigned char *at
-        if self.exchange.places is not None and self.phase == FP_PHASE_TASK \
-                and self.exchange.places.put(self.number, value):
+        cdef Places places = self.exchange.places  # kept, while others run during the copy
+        if places is not None and self.phase == FP_PHASE_TASK and places.put(self.number, value):
             at = self.room(FP_KIND_PLACED, 0)
             return self.commit(at)
         at = self.room(FP_KIND_OBJECT, 8)

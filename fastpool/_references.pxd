@@ -30,6 +30,7 @@ cdef class Exchange:
     cdef public Places places      # of its results, or None
 
     cdef int offer(self, list chunks, bint copied) except -1
+    cdef list chunk(self, uint64_t slot)
     cdef Outbox outbox(self, int lane)
     cdef int replace_outbox(self, int lane) except -1
     cdef void end_job(self) noexcept

@@ -85,6 +85,10 @@ cdef class Exchange:
         self.chunks, self.copied = chunks, copied
         return 0
 
+    cdef list chunk(self, uint64_t slot):
+        """The elements of a chunk; none, if the job is over."""
+        return None if self.chunks is None else <list>self.chunks[slot]
+
     cdef Outbox outbox(self, int lane):
         return <Outbox>self.outboxes[lane]
 

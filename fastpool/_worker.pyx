@@ -565,7 +565,7 @@ cdef class Loop:
             slot = fp_feed_of(self.segment.at, first)
             first = self.out.number = slot.first + slot.skip
             if self.exchange is not None:
-                complete = self.run_objects(self.exchange.chunks[unit % FP_FEED_SLOTS], slot.skip)
+                complete = self.run_objects(self.exchange.chunk(unit % FP_FEED_SLOTS), slot.skip)
             else:
                 complete = self.run_chunk(
                     <const unsigned char *>fp_at(self.segment.at, slot.offset), slot.bytes, slot.skip)
@@ -617,7 +617,7 @@ cdef class Loop:
         elements.objects = objects
         elements.index = skip
         elements.copied = self.exchange.copied
-        elements.left = len(objects) - skip
+        elements.left = 0 if objects is None else len(objects) - skip
         return self.run_elements(elements)
 
     cdef bint run_record(self, int kind, uint64_t count, uint64_t done, const unsigned char *item,
