@@ -27,6 +27,9 @@ PROCESSES = ["fork", "spawn", "forkserver"]
 START_METHODS = [*PROCESSES, "threading"]
 processes = pytest.mark.parametrize("start_method", PROCESSES)  # of what has no meaning for threads
 
+# Of what forks in a program with threads, which Python 3.12 warns of.
+fork_beside_threads = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+
 failed_in_call = pytest.StashKey[bool]()
 
 

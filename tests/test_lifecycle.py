@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy
 import pytest
-from conftest import context_of, processes
-from leftovers import leftovers, snapshot
+from conftest import context_of, fork_beside_threads, processes
+from leftovers import all_end, leftovers, snapshot
 
 from fastpool import WorkerPool
 
@@ -250,7 +250,7 @@ def test_a_pool_that_nobody_closed_is_collected(start_method: str) -> None:
     pids = pool.map(pid, range(4))
     del pool
     gc.collect()
-    assert not any(os.path.exists(f"/proc/{p}") for p in pids)
+    assert all_end(pids)
 
 
 def test_a_pool_in_a_cycle_is_collected() -> None:
@@ -345,6 +345,7 @@ def use_in_fork(pool: WorkerPool) -> str:
         return pipe.read().decode()
 
 
+@fork_beside_threads
 def test_a_pool_belongs_to_the_process_that_made_it(start_method: str) -> None:
     with pool_of_two(start_method, keep_alive=True) as pool:
         pids = pids_of(pool)
@@ -364,6 +365,7 @@ def test_what_tasks_print_is_seen_when_the_map_returns(capfd: pytest.CaptureFixt
             assert sorted(capfd.readouterr().out.split("\n"))[1:] == [f"task {i}" for i in range(5)]
 
 
+@fork_beside_threads
 def test_a_fork_of_the_owner_that_exits_leaves_the_workers_alone(start_method: str) -> None:
     with pool_of_two(start_method, keep_alive=True) as pool:
         pids = pids_of(pool)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import processes
+from leftovers import all_end
 
 from fastpool import WorkerPool
 
@@ -247,7 +248,7 @@ def test_a_pool_in_a_cycle_is_collected_by_another_thread(start_method: str) -> 
         run_in_thread(gc.collect)
     finally:
         gc.enable()
-    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+    assert all_end(pids)
 
 
 def test_pools_in_one_cycle_are_collected_together() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import fork_beside_threads
 from leftovers import shared_mappings, wait_for_end
 
 import fastpool
@@ -29,8 +30,6 @@ from fastpool.functions import Functions
 from fastpool.worker import ThreadHost, make_loop
 
 HANG = 60
-
-fork_beside_threads = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
 
 def pool_of(n_jobs: int = 2, **options: Any) -> WorkerPool:
