@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import PROCESSES
+from conftest import PROCESSES, processes
 from test_start_methods import run
 
 from fastpool import SerializationError, WorkerPool
@@ -395,6 +395,7 @@ def unsendable(_: int) -> object:
     return iter(i for i in range(3))
 
 
+@processes
 def test_dill_is_not_advised_to_those_who_have_it(start_method: str) -> None:
     options = {"n_jobs": 1, "start_method": start_method, "use_dill": True}
     with WorkerPool(**options) as pool:  # type: ignore[arg-type]
@@ -420,6 +421,7 @@ def test_dill_is_not_advised_for_functions_either(start_method: str) -> None:
     assert "use_dill" not in str(caught.value)
 
 
+@processes
 @pytest.mark.parametrize("use_dill", [False, True])
 def test_locks_belong_into_the_shared_objects(start_method: str, use_dill: bool) -> None:
     with WorkerPool(1, start_method=start_method, use_dill=use_dill) as pool:
