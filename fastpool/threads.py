@@ -107,7 +107,7 @@ class WorkerThread:
         self.segment.reaped(self.worker_id)
 
     def reap(self, block: bool) -> bool:
-        """Wait for its end; if it has been killed, not for ever. Returns whether it has ended.
+        """Wait for its end; if it has been killed, not for ever. Returns whether it has ended, or is about to.
 
         If not, though this may block, it is abandoned; or, if that cannot be, for once (it is in a destructor), the
         segment stays for it as it is.
@@ -120,7 +120,7 @@ class WorkerThread:
             self._thread.join()
         if self._has_lane:
             self.detach()
-        return not self.is_abandoned
+        return not self.is_abandoned or self._is_current
 
     def abandon(self) -> bool:
         """Treat it as dead, though it is in a task that does not return. Only after :meth:`kill`.
@@ -134,9 +134,14 @@ class WorkerThread:
         return self.is_abandoned
 
     @property
+    def _is_current(self) -> bool:
+        """Does it run this, in a finalizer?"""
+        return threading.current_thread() is self._thread
+
+    @property
     def _patience(self) -> float:
         """Seconds."""
-        if self._deadline is None or threading.current_thread() is self._thread:  # a finalizer may run anywhere
+        if self._deadline is None or self._is_current:
             return 0
         return max(0.0, self._deadline - time.monotonic())
 
