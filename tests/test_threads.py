@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -23,10 +25,12 @@ from leftovers import shared_mappings, wait_for_end
 
 import fastpool
 from fastpool import DamagedMemoryError, RemoteError, WorkerPool, supervisor, threads
+from fastpool._collect import Collector
 from fastpool._native import Segment
 from fastpool._references import Exchange
 from fastpool.errors import Interruption
 from fastpool.functions import Functions
+from fastpool.mapping import JOB_KEEP_GOING, JOB_LAST
 from fastpool.worker import ThreadHost, make_loop
 
 HANG = 60
@@ -430,6 +434,18 @@ def test_a_worker_that_waits_for_room_is_stopped(monkeypatch: pytest.MonkeyPatch
         pool.map(same, source(), chunk_size=1000)
 
 
+def make_worker(task: Callable[..., Any]) -> tuple[Segment, threads.WorkerThread]:
+    """Without a pool, for a job over ``range(1)``, after which it ends."""
+    exchange = Exchange(1)
+    exchange.functions = Functions(task, None, None)
+    segment = Segment(1, 4096, 1 << 20, 1, exchange)
+    none = dict.fromkeys(("range_start", "range_step", "chunk_fixed", "chunk_ns", "lifespan"), 0)
+    segment.publish(
+        **none, flags=JOB_LAST | JOB_KEEP_GOING, range_units=1, n_workers=1, spec=1, spec_blob=None, avail=1, total=1
+    )
+    return segment, threads.WorkerThread(segment, 0, partial(make_loop, ThreadHost(0, (), exchange)), True)
+
+
 def test_a_thread_may_end_its_own_pool() -> None:
     """In a finalizer, which the garbage collector runs in any thread."""
     reaped: list[bool] = []
@@ -440,14 +456,8 @@ def test_a_thread_may_end_its_own_pool() -> None:
         segment.close()
         reaped.append(True)
 
-    exchange = Exchange(1)
-    exchange.functions = Functions(task, None, None)
-    segment = Segment(1, 4096, 1 << 20, 1, exchange)
-    worker = threads.WorkerThread(segment, 0, partial(make_loop, ThreadHost(0, (), exchange)), True)
+    segment, worker = make_worker(task)
     worker.start()
-    no = dict.fromkeys(("flags", "range_start", "range_step", "chunk_fixed", "chunk_ns", "lifespan"), 0)
-    segment.publish(**no, range_units=1, n_workers=1, spec=1, spec_blob=None, avail=1, total=1)
-    segment.wake(1)
     worker._thread.join(HANG)
     assert reaped == [True, True]
     assert segment.closed
@@ -630,3 +640,25 @@ def test_an_address_in_shared_memory_is_never_followed(by: int) -> None:
         with pytest.raises(DamagedMemoryError, match="another object"):
             pool.map(task, source(), chunk_size=1)
         assert pool.map(task, [0]) == [thing]
+
+
+def fail(_: Any) -> None:
+    raise ValueError
+
+
+@pytest.mark.parametrize("task", [same, fail])
+def test_a_reference_from_a_process_is_damage(task: Callable[..., Any]) -> None:
+    there, worker = make_worker(task)
+    worker.start()
+    assert worker.reap(block=True)
+    here = Segment(1, 4096, 1 << 20, 1)
+    for offset, size in (there.areas()["lane 0"], there.areas()["ring 0"]):
+        ctypes.memmove(here.address + offset, there.address + offset, size)
+    for segment, expected in ((there, None), (here, "a worker that is a process sent a reference")):
+        collector = Collector(segment, pickle.loads)
+        collector.begin(there.number, 1, None)
+        with pytest.raises(DamagedMemoryError, match=expected) if expected else contextlib.nullcontext():
+            collector.drain(0)
+        assert len(collector.failures) == (segment is there and task is fail)
+        collector.abandon()
+        segment.close()
