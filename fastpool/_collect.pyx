@@ -118,6 +118,8 @@ cdef class Collector:
     cdef Decoder decoder_of(self, uint32_t worker):
         cdef Decoder decoder = Decoder(self.segment, worker, False)
         decoder.loads = self.loads
+        if self.segment.exchange is not None:
+            decoder.outbox = self.segment.exchange.outbox(worker)
         return decoder
 
     # ------------------------------------------------------------ the list of results
@@ -187,6 +189,11 @@ cdef class Collector:
         """Drop the results collected so far, and expect none."""
         self.results = self.sample = self.arrived = None
         self.feed = self.revive = None
+        self.end_exchange()
+
+    cdef void end_exchange(self) noexcept:
+        if self.segment.exchange is not None:
+            self.segment.exchange.end_job()
 
     def drop(self) -> None:
         """From now on results of this job are dropped as they come."""
@@ -428,6 +435,8 @@ cdef class Collector:
         """Empty the lane and the line of a worker that is gone (or writes no more), for its successor."""
         lane_reset(&self.readers[worker])
         self.segment.empty_line(worker)
+        if self.segment.exchange is not None:
+            self.segment.exchange.replace_outbox(worker)
         self.decoders[worker] = self.decoder_of(worker)
         self.watch.news[worker] = 0
 
