@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import importlib
 import os
 import pickle
 import signal
@@ -325,8 +326,7 @@ def test_a_plain_out_is_written_by_workers(keep: bool) -> None:
 
 
 def test_numpy_allocates_as_ever_in_threads() -> None:
-    from numpy._core import multiarray
-
+    multiarray = importlib.import_module("numpy._core.multiarray" if hasattr(np, "_core") else "numpy.core.multiarray")
     with pool_of() as pool:
         names = pool.map(lambda chunk: [multiarray.get_handler_name()], np.zeros(8), concatenate_numpy_output=False)
         assert set(map(tuple, names)) == {("default_allocator",)}
