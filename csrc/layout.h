@@ -150,7 +150,7 @@ typedef struct {                                  /* the worker, except where no
 
 /* ------------------------------------------------------------------ lane */
 
-enum { FP_CMD_NONE = 0, FP_CMD_STOP = 1 };
+enum { FP_CMD_NONE = 0, FP_CMD_STOP = 1, FP_CMD_QUIT = 2 };
 
 typedef struct { /* the worker */
   _Alignas(
@@ -185,7 +185,8 @@ typedef enum {
   FP_KIND_TAGGED = 11,
   FP_KIND_PACKED = 12,
   FP_KIND_PLACED = 13,
-  FP_KINDS = 14
+  FP_KIND_OBJECT = 14,
+  FP_KINDS = 15
 } fp_kind;
 
 typedef enum { FP_PHASE_TASK = 0, FP_PHASE_INIT = 1, FP_PHASE_EXIT = 2, FP_PHASES = 3 } fp_phase;
@@ -211,7 +212,7 @@ static inline uint16_t fp_kind_of(const fp_record *record) {
 typedef struct {
   uint32_t bytes; /* of data, without padding */
   uint32_t tag; /* STR: bytes a character (1, 2, 4); BYTES: 0; PICKLE, PACKED, ERROR: FP_KIND_PICKLE; TAGGED:
-                     FP_KIND_TAGGED */
+                     FP_KIND_TAGGED; ERROR of a thread: FP_KIND_OBJECT */
 } fp_item;
 
 typedef struct { /* PICKLE, TAGGED, PACKED, ERROR: after fp_item */

@@ -119,6 +119,8 @@ cdef class Collector:
     cdef Decoder decoder_of(self, uint32_t worker):
         cdef Decoder decoder = Decoder(self.segment, worker, False)
         decoder.loads = self.loads
+        if self.segment.exchange is not None:
+            decoder.outbox = self.segment.exchange.outbox(worker)
         return decoder
 
     # ------------------------------------------------------------ the list of results
@@ -188,6 +190,11 @@ cdef class Collector:
         """Drop the results collected so far, and expect none."""
         self.results = self.sample = self.arrived = None
         self.feed = self.revive = None
+        self.end_exchange()
+
+    cdef void end_exchange(self) noexcept:
+        if self.segment.exchange is not None:
+            self.segment.exchange.end_job()
 
     def drop(self) -> None:
         """The job was given up. From now on pass over everything but what exit functions return and raise."""
@@ -441,6 +448,8 @@ cdef class Collector:
         """Empty the lane and the line of a worker that is gone (or writes no more), for its successor."""
         lane_reset(&self.readers[worker])
         self.segment.empty_line(worker)
+        if self.segment.exchange is not None:
+            self.segment.exchange.replace_outbox(worker)
         self.decoders[worker] = self.decoder_of(worker)
         self.watch.news[worker] = 0
 

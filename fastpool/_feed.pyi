@@ -22,6 +22,7 @@ class Feed:
         may_inherit: bool = False,
         unshare: bool = False,
         base: int = 0,
+        copied: bool = False,
     ) -> None: ...
     @property
     def outstanding(self) -> int: ...

@@ -216,6 +216,18 @@ cdef class BufferEncoder(Encoder):
         return dump_with_shared_arrays(value, buffers, self.make_pickler)
 
 
+cdef class ListEncoder(BufferEncoder):
+    cdef int put(self, object value) except -1:
+        self.kept.append(value)
+        return 0
+
+    cdef uint64_t put_numbers(self, list items, uint64_t start, uint64_t count) except? 0:
+        """Append what `items` has from `start` on, up to `count`. Returns how many."""
+        cdef list stretch = items[start:start + count]
+        self.kept += stretch
+        return len(stretch)
+
+
 cdef void refer(fp_buffer *buffer, uint64_t where, const Space *space, const void *data) noexcept:
     buffer.where = where
     buffer.space = 0 if space is NULL else space.ident
@@ -244,13 +256,15 @@ cdef class Feed:
         ``fp_read_process``).
     base : int
         Units before this one are tasks of a range: chunks are only what dead workers left of these.
+    copied : bool
+        Elements are arrays of the caller's, which tasks may overwrite: a worker that is a thread makes its own copy.
     """
 
     def __cinit__(self, Segment segment, iterable, limit, serializer, bint steady=False, bint may_read=False,
-                  bint may_inherit=False, bint unshare=False, uint64_t base=0):
+                  bint may_inherit=False, bint unshare=False, uint64_t base=0, bint copied=False):
         self.segment = segment
         self.base = self.published = self.oldest = base
-        self.encoder = BufferEncoder(segment)
+        self.encoder = BufferEncoder(segment) if segment.exchange is None else ListEncoder(segment)
         self.encoder.dumps = serializer.dumps
         self.encoder.make_pickler = serializer.pickler
         self.encoder.steady = steady
@@ -268,6 +282,8 @@ cdef class Feed:
         self.kept = [None] * FP_FEED_SLOTS
         self.again = []
         self.lost = []
+        if segment.exchange is not None:
+            segment.exchange.offer(self.kept, copied)
         if self.order is NULL or self.left is NULL:
             raise MemoryError("fastpool: no memory for the input's bookkeeping")
 
@@ -369,7 +385,7 @@ cdef class Feed:
             if not self._place(<const void *><size_t>address, size, &offset, blocks):
                 return False
             (<fp_block_item *>(encoder.writer.ring + <uint64_t>position)).offset = offset
-        if not self._place(encoder.writer.ring, encoder.writer.position, &offset, blocks):
+        if encoder.writer.position and not self._place(encoder.writer.ring, encoder.writer.position, &offset, blocks):
             return False
         entry.offset = offset
         entry.bytes = encoder.writer.position

@@ -6,6 +6,7 @@ reach everything else through the functions at the end of this file.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from fastpool._references cimport Exchange
 from fastpool._signals cimport Wakeup
 
 
@@ -35,6 +36,7 @@ cdef extern from "layout.h" nogil:
         FP_CLAIM_HELD
         FP_CMD_NONE
         FP_CMD_STOP
+        FP_CMD_QUIT
         FP_KIND_PAD
         FP_KIND_INT64
         FP_KIND_FLOAT64
@@ -49,6 +51,7 @@ cdef extern from "layout.h" nogil:
         FP_KIND_TAGGED
         FP_KIND_PACKED
         FP_KIND_PLACED
+        FP_KIND_OBJECT
         FP_PHASE_TASK
         FP_PHASE_INIT
         FP_PHASE_EXIT
@@ -441,6 +444,7 @@ cdef class Segment(Arena):
     cdef Wakeup wakeup
     cdef fp_spin spin
     cdef fp_spin worker_spin
+    cdef readonly Exchange exchange  # the workers are threads of this process; None: they are processes
     cdef readonly bint closed
     cdef readonly uint64_t number  # of the last job, 0: none, or given up; a worker keeps the one it was forked with
     cdef readonly uint64_t range_units  # of that job

@@ -11,6 +11,7 @@ from posix.unistd cimport _exit, close as close_fd, getpid
 
 import os
 
+from fastpool._references cimport Exchange
 from fastpool._signals cimport Wakeup, hold_signals, release_signals
 from fastpool.errors import DamagedMemoryError
 
@@ -495,6 +496,28 @@ cdef enum:
     SKEW_NS = 1_000_000  # that two processors' clocks may differ by
 
 
+@cython.final
+cdef class Event:
+    """Something that happens once: ``fd`` is readable from then on."""
+    cdef fp_event event
+
+    def __cinit__(self):
+        self.event.read_fd = self.event.write_fd = -1
+
+    def __init__(self):
+        check(fp_event_open(&self.event), "cannot open a worker's handle")
+
+    def __dealloc__(self):
+        fp_event_close(&self.event)
+
+    @property
+    def fd(self) -> int:
+        return self.event.read_fd
+
+    def ring(self) -> None:
+        fp_event_ring(&self.event)
+
+
 cdef tuple _bell_tally(const fp_bell *bell):
     return bell.sleeps, load(bell.rung), load(bell.drained)
 
@@ -508,6 +531,8 @@ cdef class Segment(Arena):
         As for :class:`Arena`.
     cores : int
         Cores this pool may use; decides who may spin.
+    exchange : Exchange, optional
+        Workers are threads of this process, and values go through this.
     """
 
     def __cinit__(self, int lanes, *_):
@@ -535,12 +560,15 @@ cdef class Segment(Arena):
         memset(&self.spin, 0, sizeof(self.spin))
         self.closed = False
 
-    def __init__(self, int lanes, uint64_t ring_bytes, uint64_t cap, int cores):
+    def __init__(self, int lanes, uint64_t ring_bytes, uint64_t cap, int cores, Exchange exchange=None):
         cdef int i
         Arena.__init__(self, lanes, ring_bytes, cap)
-        # Nobody spins when the pool's processes outnumber the cores.
-        if lanes < cores:
+        self.exchange = exchange
+        # Nobody spins when the pool's processes outnumber the cores, nor where one at a time runs Python.
+        if lanes < cores and exchange is None:
             self.spin.limit_ns = 30_000
+        if exchange is not None and not self.at.fence_each:
+            check(fp_barrier_register(), "cannot register for process-wide barriers")
         self.worker_spin = self.spin
         try:
             check(fp_event_open(&self.bell_event), "cannot open the pool's bell")
@@ -594,7 +622,12 @@ cdef class Segment(Arena):
             self.wakeup.close()
 
     def close(self) -> None:
-        """Give everything back, memory that is held when it is dropped. All workers must have ended."""
+        """Give everything back, memory that is held when it is dropped. All workers must have ended; a thread that
+        could not be made to let go of the segment keeps it until it ends."""
+        if self.exchange is not None:
+            self.exchange.close()
+            if self.exchange.workers:
+                return
         if FASTPOOL_IS_TALLIED and not self.closed and not self.retired and self.at is not NULL:
             tallies.append(self.tally())
         self._release()
@@ -684,6 +717,18 @@ cdef class Segment(Arena):
             close_fd(self.lent_fd)
         self.lent_fd = -1
 
+    def admit(self, int worker, int handle, thread) -> None:
+        """A worker that is a thread of this process is being started.
+
+        `handle` is readable once it has ended; ``thread.kill()`` makes it end as soon as it can.
+        """
+        if self.pids[worker]:
+            raise SystemError(f"fastpool: worker {worker} is still there")
+        self.exchange.workers[worker] = thread
+        self.pids[worker] = self.owner_pid
+        store(fp_line_of(self.at, worker).pid, self.owner_pid)
+        self.fds[worker + 1] = handle
+
     def enter_worker(self, int worker) -> None:
         """First call in a worker, SIGINT being ignored: take part in barriers, unblock SIGINT."""
         cdef sigset_t block
@@ -734,6 +779,8 @@ cdef class Segment(Arena):
     def reaped(self, int worker) -> None:
         """The worker's process has been waited for, or could not be started."""
         self._unlend()
+        if self.exchange is not None:
+            self.exchange.workers.pop(worker, None)
         self.pids[worker] = 0
         self.fds[worker + 1] = -1
         if self.status_fds[worker] >= 0:
@@ -742,8 +789,12 @@ cdef class Segment(Arena):
         fp_watch_close(&self.watches[worker])
 
     def kill(self, int worker, int signum) -> None:
-        """Send a signal to a worker that has not been reaped."""
-        if self.pids[worker]:
+        """Send a signal to a worker that has not been reaped. A thread has no signals of its own: it is told to end."""
+        if not self.pids[worker]:
+            return
+        if self.exchange is not None:
+            self.exchange.workers[worker].kill()
+        else:
             fp_watch_kill(&self.watches[worker], self.pids[worker], signum)  # gone already: nothing to do
 
     # ------------------------------------------------------------ board
@@ -880,6 +931,11 @@ cdef class Segment(Arena):
             poke(fp_control_of(self.at, worker).abandon, number)
             if self.pids[worker]:
                 self.command_stop(worker)
+
+    def command_quit(self, int worker) -> None:
+        """Make a thread end, wherever it waits."""
+        store(fp_control_of(self.at, worker).command, FP_CMD_QUIT)
+        self.ring_worker(worker)
 
     def wake(self, int count) -> None:
         """Wake up to `count` workers that sleep for want of work. What they wait for has been published."""
@@ -1107,7 +1163,7 @@ cdef class Segment(Arena):
             if fp_bell_try(&self.worker_spin, predicate, context, FP_NEVER):
                 return 0
         fds[0] = self.events[worker].read_fd
-        fds[1] = self.owner.read_fd
+        fds[1] = self.owner.read_fd if self.exchange is None else -1
         while True:
             fds[2] = self.wakeup.listen()
             with nogil:

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from fastpool._codec import is_placed
 from fastpool._native import Arena, Place, Segment, SharedBlock
 from fastpool._plan import is_public, is_spoiled, make_plan
+from fastpool._references import Places
 from fastpool.machine import memory_bytes
 
 Array = numpy.ndarray[Any, Any]
@@ -225,9 +226,12 @@ class Joiner:
 
     def _takes_results(self, out: Array) -> bool:
         """Can workers write into this array, task by task? Not over another task's input."""
-        if type(out) is not numpy.ndarray or not is_public(out) or not out.flags.c_contiguous or not out.ndim:
+        if type(out) is not numpy.ndarray or not self._reaches(out) or not out.flags.c_contiguous or not out.ndim:
             return False
         return len(out) == self.rows and (same_place(out, self.slices.array) or not overlap(out, self.slices.array))
+
+    def _reaches(self, out: Array) -> bool:
+        return is_public(out)
 
     @property
     def rows(self) -> int:
@@ -249,10 +253,13 @@ class Joiner:
         nbytes = kind.dtype.itemsize * math.prod(kind.shape) * self.rows
         if nbytes < LEAST_PLANNED:
             return
-        if self.reach():
+        if self._takes_private():
             self._use(numpy.empty((self.rows, *kind.shape), kind.dtype))
         elif (block := self.segment.allocate(nbytes, keep_reserve=True)) is not None:
             self._use(numpy.ndarray((self.rows, *kind.shape), kind.dtype, buffer=block))  # type: ignore[arg-type]
+
+    def _takes_private(self) -> bool:
+        return self.reach()
 
     @property
     def found(self) -> RowKind | None:
@@ -331,6 +338,22 @@ class Joiner:
         else:
             numpy.copyto(self.out, joined, casting="same_kind")
         return self.out
+
+
+class ThreadJoiner(Joiner):
+    """The same where workers are threads: they reach any array, and copy their results to their places."""
+
+    def _reaches(self, out: Array) -> bool:
+        return True
+
+    def _takes_private(self) -> bool:
+        return True
+
+    def _use(self, whole: Array) -> None:
+        assert self.segment.exchange is not None
+        self.considered = True
+        self.whole = whole
+        self.segment.exchange.places = Places(whole, self.slices.starts)
 
 
 def overlap(a: Array, b: Array) -> bool:

@@ -105,7 +105,9 @@ def likely_cause(exitcode: int | None, state: str, start_method: str) -> str:
 
 
 class WorkerTimeoutError(FastpoolError, TimeoutError):
-    """A task, `worker_init` or `worker_exit` ran for longer than its limit, and the worker that it ran in was killed.
+    """A task, `worker_init` or `worker_exit` ran for longer than its limit, and the worker that it ran in was ended.
+
+    A process was killed; a thread was interrupted, or, where it did not run Python code, abandoned.
 
     Attributes
     ----------
@@ -134,10 +136,17 @@ class WorkerTimeoutError(FastpoolError, TimeoutError):
         what = self.phase if self.task is None else f"task {self.task}"
         return (
             f"{what} ({self.function}) ran for longer than {self.phase}_timeout={self.limit} seconds; its worker "
-            f"{self.worker_id} (pid {self.pid}) was killed. Either it is stuck (a lock, a connection without a timeout "
+            f"{self.worker_id} (pid {self.pid}) was ended. Either it is stuck (a lock, a connection without a timeout "
             "of its own) or it needs more time: `faulthandler.dump_traceback_later(seconds)` as its first line shows "
             f"where it is, a larger {self.phase}_timeout lets it go on."
         )
+
+
+class Interruption(BaseException):
+    """Raised in the user's code by a worker that is a thread, when its pool ends: the task's result is not wanted.
+
+    Not an error: nobody else ever gets to see it.
+    """
 
 
 class SerializationError(FastpoolError, pickle.PicklingError):

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastpool._feed import Feed
 from fastpool._plan import is_public
-from fastpool.arrays import Joiner, RowKind, Slices
+from fastpool.arrays import Joiner, RowKind, Slices, ThreadJoiner
 from fastpool.errors import DamagedMemoryError
 from fastpool.job import MapJob
 from fastpool.progress import Progress, show_progress
@@ -210,7 +210,7 @@ class MapRun:
     def _is_little(self) -> bool:
         """May this be too little work for a second worker? Only of input that does not keep us waiting, and where a
         worker comes up quickly."""
-        if not self.supervisor.forks or self.job.in_turn:
+        if not self.supervisor.inherits or self.job.in_turn:
             return False
         quick = self.range is not None or type(self.job.iterable) in (list, tuple)
         return quick and self.job.length is not None and self.job.length <= FEW_TASKS * self.n_jobs
@@ -271,21 +271,26 @@ class MapRun:
             # Shared memory is worth its first touch where the next map, and workers that have it mapped, use it again.
             is_shared = options.keep_alive and expected is not None
             reach = _nobody if is_shared else self.supervisor.reach
-            self.joiner = Joiner(self.segment, job.iterable, job.out, reach, expected, in_place)
+            kind = ThreadJoiner if self.supervisor.threads else Joiner
+            self.joiner = kind(self.segment, job.iterable, job.out, reach, expected, in_place)
 
     def _make_feed(self) -> Feed:
         job = self.job
         can_read = self.supervisor.can_read
         may_read = can_read is True
-        to_come = self.supervisor.forks and self.supervisor.living < self.workers
+        to_come = self.supervisor.inherits and self.supervisor.living < self.workers
         # Not of a list, whose elements a task may take out of it.
         may_inherit = to_come and can_read is not False and type(job.iterable) is Slices
         steady = type(job.iterable) in (list, tuple, Slices)
-        if isinstance(job.iterable, Slices) and (may_read or may_inherit or is_public(job.iterable.array)):
+        is_shared = isinstance(job.iterable, Slices) and is_public(job.iterable.array)
+        if isinstance(job.iterable, Slices) and (may_read or may_inherit or is_shared or self.supervisor.threads):
             self.schedule.ahead = len(job.iterable)  # chunks are no more than where they are
         unshare = isinstance(job.iterable, Slices) and self.supervisor.pays_to_unshare(job.iterable.array)
         serializer = self.supervisor.serializer
-        return Feed(self.segment, job.iterable, job.limit, serializer, steady, may_read, may_inherit, unshare)
+        copied = isinstance(job.iterable, Slices) and not is_shared
+        return Feed(
+            self.segment, job.iterable, job.limit, serializer, steady, may_read, may_inherit, unshare, copied=copied
+        )
 
     def _make_recovery(self) -> Recovery:
         job, values, feed = self.job, range(0), self.feed

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from multiprocessing import dummy
 from multiprocessing.context import BaseContext
 from typing import Any
 
@@ -57,7 +58,9 @@ class PoolOptions:
 
     @property
     def context(self) -> BaseContext:
-        """``multiprocessing``'s context of the start method."""
+        """``multiprocessing``'s context of the start method; of threads, its module of the same interface."""
+        if self.start_method == "threading":
+            return dummy  # type: ignore[return-value]
         return multiprocessing.get_context(self.start_method)
 
     @property
@@ -213,8 +216,6 @@ def _check_descriptors(n_jobs: int | None) -> None:
 def _check_start_method(start_method: Any) -> None:
     if not isinstance(start_method, str):
         raise TypeError(f"start_method must be a str, not {type(start_method).__name__}")
-    if start_method == "threading":
-        raise ValueError("start_method 'threading' is not there yet: use 'fork', 'spawn' or 'forkserver'")
-    available = multiprocessing.get_all_start_methods()
+    available = [*multiprocessing.get_all_start_methods(), "threading"]
     if start_method not in available:
         raise ValueError(f"start_method must be one of {', '.join(map(repr, available))}, not {start_method!r}")

@@ -26,7 +26,7 @@ IS_UNFINISHED = "this pool is busy: a lazy map of it is unfinished (exhaust its 
 
 
 class WorkerPool:
-    """A pool of worker processes.
+    """A pool of worker processes, or threads.
 
     Parameters
     ----------
@@ -34,6 +34,7 @@ class WorkerPool:
         Number of workers. Default: :func:`fastpool.cpu_count`.
     daemon : bool, default True
         Daemonic workers end with the parent and may not have children of their own; ``False`` allows nested pools.
+        Threads may always have some.
     cpu_ids : int or list, optional
         Pins workers to cores, successors too: one core for all; or a list of one entry, which is for all, or of
         ``n_jobs`` entries, one for each worker. An entry is the number of a core or a list of such. The cores this
@@ -41,14 +42,18 @@ class WorkerPool:
     shared_objects : object, optional
         Given to every function after the worker id, as it is when the workers start; what a worker changes in it stays
         in that worker. Forked workers see it without a copy. For others it is pickled once, and its arrays lie in
-        memory that they share until they write.
+        memory that they share until they write. To threads they are given as they are.
     pass_worker_id : bool, default False
         Give every function the worker's number (0 … n_jobs - 1) as its first argument.
     use_worker_state : bool, default False
         Give every function a dict of the worker's own, after the worker id and the shared objects.
-    start_method : {"fork", "spawn", "forkserver"}, default "fork" where there is one, else "spawn"
-        As in ``multiprocessing``, whose context of that name is :attr:`ctx`. Without fork, functions must be importable
-        by name, or `use_dill` be set, and the main program's own work stand behind ``if __name__ == "__main__"``.
+    start_method : {"fork", "spawn", "forkserver", "threading"}, default "fork" where there is one, else "spawn"
+        As in ``multiprocessing``, whose context of that name is :attr:`ctx`. With spawn and forkserver, functions must
+        be importable by name, or `use_dill` be set, and the main program's own work stand behind
+        ``if __name__ == "__main__"``. With threading, workers are threads of this process: arguments, results and
+        exceptions are the very objects, and ``os._exit`` in a task ends the program. A thread whose result is not
+        wanted any more (an error elsewhere, :meth:`terminate`) is interrupted where it runs Python code, by an
+        exception that is no ``Exception``; if that takes more than a second, it is abandoned: a ResourceWarning.
     keep_alive : bool, default False
         Workers survive the end of a map, with their state, until :meth:`stop_and_join`, :meth:`terminate` or the end of
         the ``with`` block. A kept worker that ends in between is an error in the next call.
@@ -117,7 +122,8 @@ class WorkerPool:
 
     @property
     def ctx(self) -> BaseContext:
-        """``multiprocessing``'s context of the start method, to make locks, events and queues for `shared_objects`."""
+        """``multiprocessing``'s context of the start method, to make locks, events and queues for `shared_objects`; of
+        threads, ``multiprocessing.dummy``, which has the same names."""
         return self._supervisor.options.context
 
     def map(
@@ -182,10 +188,12 @@ class WorkerPool:
             that tasks have started and that are still there after it end with the worker.
         task_timeout : int or float, optional
             Seconds that `func` may take for one element, from its call to its return (sending arguments and results
-            takes no task's time). A worker in which it takes longer is killed, whatever it does there. The map ends
-            with a WorkerTimeoutError; with `return_exceptions` that is the task's result, and another worker goes on.
-            The task is not run again, whatever `retries` says. The caller keeps the time: while the input keeps it
-            waiting for an element, no limit is enforced before that element is there.
+            takes no task's time). A worker in which it takes longer is killed, whatever it does there. (A thread cannot
+            be: it is interrupted where it runs Python code; if it does not, it is abandoned, a ResourceWarning, and
+            another takes its place.) The map ends with a WorkerTimeoutError; with `return_exceptions` that is the
+            task's result, and another worker goes on. The task is not run again, whatever `retries` says. The caller
+            keeps the time: while the input keeps it waiting for an element, no limit is enforced before that element is
+            there.
         worker_init_timeout : int or float, optional
             Seconds that `worker_init` may take in each worker; longer ends the map, also with `return_exceptions`.
         worker_exit_timeout : int or float, optional

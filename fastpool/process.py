@@ -25,6 +25,7 @@ from fastpool._native import Detached, Segment
 from fastpool._signals import uninterrupted
 from fastpool.machine import pin
 from fastpool.spawning import Descriptors, refusals_named, take
+from fastpool.threads import WorkerThread
 from fastpool.timeouts import Late
 
 SERVER_DESCRIPTORS = 8  # that a start through the fork server has open at once
@@ -355,6 +356,19 @@ class WorkerProcess(process.BaseProcess):
         """The started process."""
         return self._popen  # type: ignore[attr-defined, no-any-return]
 
+    @property
+    def exit_status(self) -> int | None:
+        """As in ``multiprocessing``, once it has been waited for; None if somebody else has collected it."""
+        return None if self.popen.status_lost else self.popen.returncode
+
+    def detach(self) -> None:
+        """Let the lane go to a successor; this process only remains to be waited for."""
+        self.popen.detach()
+
+    def wait(self, seconds: float) -> None:
+        """Until it ends, but not longer."""
+        self.popen.wait(seconds)
+
     def reap(self, block: bool) -> bool:
         """Wait for the ended process. Returns whether it has ended (always, if it may block)."""
         if self.popen.reap(block) is None:
@@ -398,11 +412,21 @@ class ServedWorker(SpawnedWorker, context.ForkServerProcess):
         return ForkServerPopen(process_obj)
 
 
-WORKERS = {"fork": ForkedWorker, "spawn": SpawnedWorker, "forkserver": ServedWorker}
+Worker = WorkerProcess | WorkerThread
+
+WORKERS: dict[str, type[Worker]] = {
+    "fork": ForkedWorker,
+    "spawn": SpawnedWorker,
+    "forkserver": ServedWorker,
+    "threading": WorkerThread,
+}
 
 
 def bury_unknown(segment: Segment, worker_id: int) -> None:
     """Wait for a killed worker that an exception left without a process object."""
+    if segment.exchange is not None:
+        segment.exchange.workers[worker_id].reap(block=True)
+        return
     pid = segment.pid(worker_id)
     # somebody else's SIGCHLD handler was faster, or the fork server is gone: it has ended all the same
     with contextlib.suppress(ChildProcessError):

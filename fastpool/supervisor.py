@@ -17,6 +17,7 @@ from fastpool import functions, remote, spawning, worker
 from fastpool._collect import Collector
 from fastpool._feed import Feed
 from fastpool._native import Segment
+from fastpool._references import Exchange
 from fastpool._signals import Interruptible, uninterrupted
 from fastpool.arrays import public_spaces, shared_memory
 from fastpool.definition import Definition, same_defaults
@@ -25,9 +26,10 @@ from fastpool.functions import Function, Functions, name_of
 from fastpool.insights import Insights
 from fastpool.machine import memory_bytes
 from fastpool.options import PoolOptions
-from fastpool.process import WORKERS, WorkerProcess, bury_unknown
+from fastpool.process import WORKERS, Worker, bury_unknown
 from fastpool.recovery import Death, Elimination, Recovery
 from fastpool.serializer import make_serializer, make_worker_serializer
+from fastpool.threads import WorkerThread
 from fastpool.timeouts import NO_LIMITS, make_late
 
 logger = logging.getLogger("fastpool")
@@ -48,7 +50,7 @@ class Supervisor:
 
     def __init__(self, options: PoolOptions) -> None:
         self.options = options
-        self.serializer = make_serializer(options.use_dill, self.forks)
+        self.serializer = make_serializer(options.use_dill, self.inherits)
         self.owner_pid = os.getpid()
         self.exit_results: list[Any] = []
         self.insights = Insights(options.n_jobs) if options.enable_insights else None
@@ -64,8 +66,8 @@ class Supervisor:
         self._enders: set[object] = set()  # see :meth:`ended_by_another_thread`
         self._segment: Segment | None = None
         self._collector: Collector | None = None
-        self._workers: dict[int, WorkerProcess] = {}
-        self._leaving: list[WorkerProcess] = []  # have written their last word, not yet waited for
+        self._workers: dict[int, Worker] = {}
+        self._leaving: list[Worker] = []  # have written their last word, not yet waited for
         self.deaths: list[Death] | None = None  # that the map outlives, and has not looked at; None: it does not
         self.last_array_map: tuple[Any, Any, Any] = (None, None, None)  # its function, its input's rows, its results'
         self._in_use_by_workers: list[Any] = []
@@ -170,7 +172,8 @@ class Supervisor:
         if self._segment is None:
             shared_memory()  # mapped in workers too, whenever an array is made in it
             n_jobs = self.options.n_jobs
-            self._segment = Segment(n_jobs, RING_BYTES, self.options.memory_limit, self.options.cores)
+            exchange = Exchange(n_jobs) if self.threads else None
+            self._segment = Segment(n_jobs, RING_BYTES, self.options.memory_limit, self.options.cores, exchange)
             self._collector = Collector(self._segment, self.serializer.loads)
         self.bury(self._ended_meanwhile())
         self.serializer.begin_job()
@@ -187,14 +190,19 @@ class Supervisor:
         return [name for name, value in now.items() if self._workers and self._given[name] is not value]
 
     @property
-    def forks(self) -> bool:
-        """Do workers inherit what this process has?"""
-        return self.options.start_method == "fork"
+    def threads(self) -> bool:
+        """Are workers threads of this process?"""
+        return self.options.start_method == "threading"
+
+    @property
+    def inherits(self) -> bool:
+        """Do workers have what this process has? (Forks, as it was at the fork; threads, the very same.)"""
+        return self.options.start_method in ("fork", "threading")
 
     def _pack_shared_objects(self) -> None:
         """Once for all workers of a pool, as they are when the first of them is started."""
         self._drop_shared_objects()
-        if self.options.shared_objects is not None and not self.forks:
+        if self.options.shared_objects is not None and not self.inherits:
             self._shared = spawning.pack(self.options.shared_objects, self.serializer)
 
     def _drop_shared_objects(self) -> None:
@@ -207,23 +215,27 @@ class Supervisor:
 
         What a function captured or has as a default is, like shared objects, as it was when the worker was forked.
         """
+        if self.segment.exchange is not None:
+            self._functions = self.segment.exchange.functions = new
+            self._version += 1
+            return
         old, blob = self._functions, None
         same = old is not None and all(map(operator.is_, old, new)) and all(d.is_current for d in self._definitions)
-        by_value = self.options.use_dill and not self.forks  # with what they refer to, which may have changed
+        by_value = self.options.use_dill and not self.inherits  # with what they refer to, which may have changed
         if same and functions.is_plain(new) and not by_value:
             return
         definitions = [Definition(function) for function in new]
-        if self._workers or not self.forks:
+        if self._workers or not self.inherits:
             try:
                 blob = functions.dumps(new, definitions, self.serializer)
             except SerializationError as error:
-                if not self.forks:
+                if not self.inherits:
                     raise
                 if same:
                     return
                 logger.info("workers are restarted: the function cannot be pickled for them (%s)", error)
             else:
-                if self.forks and not self._have_known_defaults(new):
+                if self.inherits and not self._have_known_defaults(new):
                     logger.info("workers are restarted: a function's defaults are new, which do not travel")
                     blob = None
                 elif blob == self._blob:
@@ -328,7 +340,7 @@ class Supervisor:
 
     def start_worker(self, worker_id: int) -> None:
         """Start a worker in a free lane."""
-        main, descriptors = self._inheritance(worker_id) if self.forks else self._outfit(worker_id)
+        main, descriptors = self._inheritance(worker_id) if self.inherits else self._outfit(worker_id)
         if self._starts_afresh:
             self._starts_afresh = False
             self.exit_results = []
@@ -343,17 +355,19 @@ class Supervisor:
         self._workers[worker_id] = process
         self._check_ended()
 
-    def _inheritance(self, worker_id: int) -> tuple[Callable[[Segment], None], list[int]]:
-        """What a fork runs, and descriptors to give it."""
+    def _inheritance(self, worker_id: int) -> tuple[Callable[[Segment], Any], list[int]]:
+        """What a fork runs, or makes a thread's loop, and descriptors to give it."""
         assert self._functions is not None
         options = self.options
         shared = () if options.shared_objects is None else (options.shared_objects,)
         leading = worker.leading_arguments(worker_id, shared, options.pass_worker_id, options.use_worker_state)
+        if self.segment.exchange is not None:
+            return partial(worker.make_loop, worker.ThreadHost(worker_id, leading, self.segment.exchange)), []
         serializer = make_worker_serializer(options.use_dill)
         host = worker.Host(worker_id, leading, self._version, self._functions, serializer)
         return partial(worker.run, host), []
 
-    def _outfit(self, worker_id: int) -> tuple[Callable[[Segment], None], list[int]]:
+    def _outfit(self, worker_id: int) -> tuple[Callable[[Segment], Any], list[int]]:
         """What any other worker runs, and descriptors to give it."""
         options, shared, spaces = self.options, self._shared, public_spaces()
         outfit = worker.Outfit(
@@ -381,7 +395,7 @@ class Supervisor:
             self._raise_failure()
             process = self._workers[worker_id]
             self._leaving.append(process)
-            process.popen.detach()
+            process.detach()
             del self._workers[worker_id]
             self._empty_lane(worker_id)
         self._leaving = [process for process in self._leaving if not process.reap(block=False)]
@@ -414,13 +428,13 @@ class Supervisor:
                 self._mourn(worker_id, process)
             self._empty_lane(worker_id)
 
-    def _mourn(self, worker_id: int, process: WorkerProcess) -> None:
-        popen = process.popen
-        exitcode = None if popen.status_lost else popen.returncode
+    def _mourn(self, worker_id: int, process: Worker) -> None:
+        assert process.pid is not None
+        pid, exitcode = process.pid, process.exit_status
         state = self.segment.state(worker_id)
         units, certain = self.segment.held_units(worker_id)
         method = self.options.start_method
-        death = Death(worker_id, popen.pid, exitcode, state, units, certain, process.job, method, process.late)
+        death = Death(worker_id, pid, exitcode, state, units, certain, process.job, method, process.late)
         self.segment.declare_dead(worker_id)
         if self._was_left and death.late is not None and state != "exiting":
             return  # like an exception, which nobody waits for either
@@ -471,7 +485,15 @@ class Supervisor:
                 state = self.segment.state(worker_id)
                 self._workers[worker_id].late = make_late(worker_id, state, self._functions, self.limits)
                 self.segment.kill(worker_id, signal.SIGKILL)
+        if late and self.threads:
+            self._give_up_late()
         return again
+
+    def _give_up_late(self) -> None:
+        """Threads that do not end though they were told to are as good as dead."""
+        for process in self._workers.values():
+            if isinstance(process, WorkerThread) and process.late is not None:
+                process.give_up()
 
     def sleep(self, grain: int, deadline_ns: int | None = None) -> None:
         """Until a worker has `grain` more results, or brings news, or its process ends, or a function of the user's has
@@ -550,7 +572,7 @@ class Supervisor:
             if all_gathered and self._workers and self._collector.wait(1, deadline_ns):
                 self._drop_dead()
         for process in self._leaving:
-            process.popen.wait(max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9))
+            process.wait(max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9))
         for worker_id in self._workers:
             logger.warning("worker %d did not come to its end within %g s and is killed", worker_id, seconds)
         for worker_id, _, task, payload in self._collector.failures:
@@ -621,7 +643,7 @@ class Supervisor:
             for worker_id in range(self._segment.lanes):
                 self._segment.kill(worker_id, signal.SIGKILL)
             for process in list(self._leaving):
-                process.popen.kill()
+                process.kill()
 
     @uninterrupted
     def terminate(self) -> None:
@@ -642,8 +664,7 @@ class Supervisor:
         self._functions = self._blob = self.unfinished = self._left_feed = None
         self._was_left = False
         self._drop_shared_objects()
-        for process in (*self._workers.values(), *self._leaving):
-            process.reap(block=True)
+        abandoned = [process for process in (*self._workers.values(), *self._leaving) if not process.reap(block=True)]
         self._workers.clear()
         self._bury_unknown()
         for worker_id in range(self._segment.lanes):
@@ -653,3 +674,6 @@ class Supervisor:
         self._segment.close()
         self._segment = None
         self._is_ending = False
+        for thread in abandoned:
+            assert isinstance(thread, WorkerThread)
+            thread.warn()

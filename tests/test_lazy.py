@@ -215,6 +215,7 @@ def worker_pids(pool: WorkerPool) -> set[int]:
     return {segment.pid(i) for i in range(segment.lanes)} - {0}
 
 
+@pytest.mark.usefixtures("by_default")
 @pytest.mark.parametrize("leave", WAYS)
 @pytest.mark.parametrize("method", LAZY)
 @pytest.mark.parametrize("keep_alive", [False, True], ids=["fresh", "kept"])
@@ -230,6 +231,7 @@ def test_leaving_early(leave: Any, method: str, keep_alive: bool, make: Any) -> 
         leave(getattr(pool, method)(identity, make(100_000)))  # and out of `with`
 
 
+@pytest.mark.usefixtures("by_default")
 @pytest.mark.parametrize("method", LAZY)
 def test_exit_functions_run_in_workers_of_a_map_that_was_left(method: str) -> None:
     with WorkerPool(2) as pool:
@@ -253,6 +255,7 @@ def test_large_arguments_and_results_of_a_map_that_was_left() -> None:
     assert blocks[-1] == blocks[0]
 
 
+@pytest.mark.usefixtures("by_default")
 @pytest.mark.parametrize("method", LAZY)
 def test_an_endless_input(method: str) -> None:
     def numbers() -> Iterator[int]:

@@ -12,6 +12,8 @@ import pytest
 
 from fastpool import WorkerPool
 
+pytestmark = pytest.mark.usefixtures("by_default")
+
 
 def identity(x: Any) -> Any:
     return x
@@ -300,8 +302,11 @@ def test_map_within_a_task_of_a_nondaemonic_pool() -> None:
 
 def test_daemonic_nesting_is_refused_as_in_multiprocessing() -> None:
     def nested(n: int) -> list[int]:
-        with WorkerPool(n_jobs=1) as inner:
+        with WorkerPool(n_jobs=1, start_method="fork") as inner:
             return inner.map(square, range(n))
 
-    with WorkerPool(n_jobs=1) as pool, pytest.raises(AssertionError, match="daemonic processes"):
+    with (
+        WorkerPool(n_jobs=1, start_method="fork") as pool,
+        pytest.raises(AssertionError, match="daemonic processes"),
+    ):
         pool.map(nested, [3])

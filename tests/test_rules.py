@@ -24,7 +24,7 @@ LAYERS = [
     {"mapping"},
     {"supervisor"},
     {"schedule", "process", "worker", "remote", "recovery", "insights"},
-    {"job"},
+    {"job", "threads"},
     {"timeouts"},
     {"options"},
     {"arrays"},
@@ -34,7 +34,7 @@ LAYERS = [
     {"_codec", "_plan"},
     {"_nursery", "_packed"},
     {"_native", "_tagwriter", "_tagreader"},
-    {"_scalars", "_signals"},
+    {"_scalars", "_signals", "_references"},
     {"serializer"},
     {"dilled"},
     {"definition", "errors", "machine", "progress"},
@@ -107,7 +107,8 @@ def stub_names(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["_native", "_signals", "_tagwriter", "_tagreader", "_feed", "_timing", "_worker", "_collect"]
+    "name",
+    ["_native", "_signals", "_references", "_tagwriter", "_tagreader", "_feed", "_timing", "_worker", "_collect"],
 )
 def test_stubs_match_the_extensions(name: str) -> None:
     module = __import__(f"fastpool.{name}", fromlist=[name])

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy
 import pytest
+from conftest import processes
 from damage import memory_of, own_worker, write_word
 
 from fastpool import (
@@ -90,6 +91,7 @@ class StuckAt:
         return x
 
 
+@processes
 @pytest.mark.parametrize("how", STUCK, ids=lambda how: how.__name__)
 def test_a_task(start_method: str, how: Callable[[], None], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "fastpool")
@@ -105,6 +107,7 @@ def test_a_task(start_method: str, how: Callable[[], None], caplog: pytest.LogCa
     assert "SIGKILL" not in caplog.text  # nobody has died
 
 
+@processes
 def test_init(start_method: str) -> None:
     with WorkerPool(n_jobs=2, start_method=start_method) as pool:
         with pytest.raises(WorkerTimeoutError) as caught:
@@ -114,6 +117,7 @@ def test_init(start_method: str) -> None:
         assert pool.map(abs, [-1], worker_init=os.getpid, worker_init_timeout=LONG) == [1]
 
 
+@processes
 def test_exit(start_method: str) -> None:
     with WorkerPool(n_jobs=2, start_method=start_method) as pool:
         with pytest.raises(WorkerTimeoutError) as caught:
@@ -123,6 +127,7 @@ def test_exit(start_method: str) -> None:
         assert len(pool.get_exit_results()) == 1
 
 
+@processes
 def test_exit_of_kept_workers(start_method: str) -> None:
     """The last map says how long it may take."""
     with WorkerPool(n_jobs=2, start_method=start_method, keep_alive=True) as pool:
@@ -134,6 +139,7 @@ def test_exit_of_kept_workers(start_method: str) -> None:
         assert pool.map(abs, [-1]) == [1]
 
 
+@processes
 def test_a_kept_worker(start_method: str) -> None:
     with WorkerPool(n_jobs=2, start_method=start_method, keep_alive=True) as pool:
         assert pool.map(StuckAt(-1), range(20), task_timeout=LONG) == list(range(20))
@@ -210,6 +216,7 @@ def test_chunks_of_an_array(runs: Any) -> None:
     assert (numpy.concatenate(results) == numpy.sqrt(numpy.delete(given, slice(300, 400)))).all()
 
 
+@processes
 @pytest.mark.parametrize("keep_alive", [False, True])
 def test_going_on_with_every_start_method(start_method: str, keep_alive: bool) -> None:
     with WorkerPool(n_jobs=2, start_method=start_method, keep_alive=keep_alive) as pool:
@@ -571,7 +578,7 @@ def test_the_error() -> None:
     assert isinstance(error, TimeoutError)
     assert error.errno is None
     text = str(error)
-    for part in ("task 17 (app.fetch)", "task_timeout=2.5 seconds", "worker 1 (pid 4711) was killed", "faulthandler"):
+    for part in ("task 17 (app.fetch)", "task_timeout=2.5 seconds", "worker 1 (pid 4711) was ended", "faulthandler"):
         assert part in text
     for other in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
         assert (type(other), other.args, vars(other), str(other)) == (type(error), error.args, vars(error), text)
