@@ -74,10 +74,10 @@ def collect_grain(left: int | None, n_workers: int, window: int | None) -> int:
 
     Many while much is left, few towards the end, never more than the window of active tasks lets pile up.
     """
-    return bounded_grain(MOST_GRAIN if left is None else left / (4 * n_workers), n_workers, window)
+    return bounded_grain(MOST_GRAIN if left is None else left // (4 * n_workers), n_workers, window)
 
 
 def bounded_grain(wanted: float, n_workers: int, window: int | None) -> int:
     """So many results, or fewer where the ring or the window of active tasks would be full before."""
-    bounds = [wanted, MOST_GRAIN] if window is None else [wanted, MOST_GRAIN, window / (2 * n_workers)]
+    bounds = [wanted, MOST_GRAIN] if window is None else [wanted, MOST_GRAIN, window // (2 * n_workers)]
     return max(1, int(min(bounds)))
