@@ -440,6 +440,8 @@ class Supervisor:
             return  # like an exception, which nobody waits for either
         if self.deaths is None or death.ends_every_map:
             lost = Elimination(self.segment, self.collector, self._workers).lost_by(death)
+            if death.late is not None:
+                self._hasten_end()
             raise death.error(lost)
         self.deaths.append(death)
 
@@ -488,6 +490,12 @@ class Supervisor:
         if late and self.threads:
             self._give_up_late()
         return again
+
+    def _hasten_end(self) -> None:
+        """The map ends because of a time limit: the caller does not wait for other threads either."""
+        for process in self._workers.values():
+            if isinstance(process, WorkerThread):
+                process.is_urgent = True
 
     def _give_up_late(self) -> None:
         """Threads that do not end though they were told to are as good as dead."""

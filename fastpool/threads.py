@@ -22,7 +22,7 @@ from fastpool._worker import Loop
 from fastpool.timeouts import Late
 
 GRACE_SECONDS = 1.0  # for what a thread is at when it is told to end
-LATE_GRACE_SECONDS = 0.02  # if that has taken too long already
+LATE_GRACE_SECONDS = 0.02  # where that, or another's, has taken too long already
 
 _living: set[Loop] = set()
 
@@ -80,6 +80,7 @@ class WorkerThread:
         self.is_abandoned = False
         self._was_warned_of = False
         self.late: Late | None = None  # why it was killed
+        self.is_urgent = False  # somebody waits for its end who has waited for too long
 
     @uninterrupted
     def start(self) -> None:
@@ -154,7 +155,7 @@ class WorkerThread:
 
     @property
     def _grace(self) -> float:
-        return GRACE_SECONDS if self.late is None else LATE_GRACE_SECONDS
+        return LATE_GRACE_SECONDS if self.late is not None or self.is_urgent else GRACE_SECONDS
 
     @property
     def _is_current(self) -> bool:

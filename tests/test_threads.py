@@ -510,9 +510,12 @@ def threads_of_pools() -> list[threads.WorkerThread]:
 
 
 @pytest.mark.parametrize("phase", ["task", "worker_init", "worker_exit"])
-def test_the_map_ends_when_all_are_late(gate: threading.Event, phase: str) -> None:
+def test_the_map_ends_when_all_are_late(gate: threading.Event, phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "GRACE_SECONDS", 100 * HANG)  # nobody waits for the other one for that long
+    waited: list[bool] = []
+
     def wait(*_: Any) -> None:
-        gate.wait(HANG)
+        waited.append(gate.wait(HANG))
 
     mapped = set(shared_mappings())
     functions: dict[str, Any] = {} if phase == "task" else {phase: wait}
@@ -524,6 +527,7 @@ def test_the_map_ends_when_all_are_late(gate: threading.Event, phase: str) -> No
             pool.map(wait if phase == "task" else same, range(9), **functions, **{f"{phase}_timeout": 0.2})
         assert len(warned) <= 2  # of each thread once
         assert caught.value.phase == phase
+        assert not waited
         assert set(shared_mappings()) == mapped
         gate.set()
         assert pool.map(same, range(10)) == list(range(10))
