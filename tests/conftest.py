@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import multiprocessing.dummy
 import os
 import shutil
@@ -64,7 +65,10 @@ def start_method(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=["fork", "threading"])
 def by_default(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """For what must hold of a map, with what functions there are: pools have this start method if none is given."""
-    monkeypatch.setitem(WorkerPool.__init__.__kwdefaults__, "start_method", request.param)
+    make = WorkerPool.__init__
+    defaults = list(make.__defaults__ or ())
+    defaults[list(inspect.signature(make).parameters).index("start_method") - 1] = request.param
+    monkeypatch.setattr(make, "__defaults__", tuple(defaults))
 
 
 @pytest.fixture(scope="module")

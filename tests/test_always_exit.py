@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy
 import pytest
+from conftest import processes
 
 from fastpool import WorkerDiedError, WorkerPool
 
@@ -67,6 +68,7 @@ def test_without_it_nobody_does() -> None:
         assert pool.get_exit_results() == []
 
 
+@processes
 def test_after_a_death_the_others_run_it(start_method: str) -> None:
     with make_pool(3, start_method) as pool:
         with pytest.raises(WorkerDiedError):
