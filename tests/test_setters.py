@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +14,7 @@ from fastpool import WorkerPool
 
 
 def arguments(*given: Any) -> tuple[int, tuple[Any, ...]]:
-    return os.getpid(), given
+    return threading.get_native_id(), given
 
 
 def goodbye(*given: Any) -> tuple[str, tuple[Any, ...]]:
