@@ -334,6 +334,8 @@ class MapRun:
             self.supervisor.start_workers(wanted, self._has_unclaimed)
             return
         assert self.feed is not None
+        if self.supervisor.deaths or (self.recovery is not None and self.recovery.unsettled):
+            return  # what a dead worker has left of its chunk is not known yet
         for worker_id in self.supervisor.free_lanes:
             chunk = self.feed.next_for(worker_id, self.n_jobs)
             if chunk < self.feed.published:

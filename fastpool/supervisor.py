@@ -307,14 +307,12 @@ class Supervisor:
         """Can the living workers read this process's memory? That is up to the system: one speaks for those that are
         still coming up. None: there is nobody to tell."""
         answers = {self.segment.reads_owner(worker_id) for worker_id in self._workers}
-        if not answers:
-            return None
-        self._could_read = answers <= {True, None} and True in answers
-        return self._could_read
+        return None if not answers else answers <= {True, None} and True in answers
 
     def reach(self) -> bool:
         """Can workers read, and write, this process's memory? Of those that lived last, where nobody does."""
-        return self._could_read if self.can_read is None else self.can_read is True
+        answer = self.can_read
+        return self._could_read if answer is None else answer
 
     def note_forked(self, array: Any) -> None:
         """Workers have read this array in the slow way, because they share its memory since their fork."""
@@ -394,6 +392,7 @@ class Supervisor:
             self.collector.drain(worker_id)
             self._raise_failure()
             process = self._workers[worker_id]
+            self._could_read = self.segment.reads_owner(worker_id) is True
             self._leaving.append(process)
             process.detach()
             del self._workers[worker_id]

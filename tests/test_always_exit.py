@@ -40,6 +40,14 @@ def fate_of(worker_id: int, barrier: Any, state: dict[str, Any]) -> str:
     return str(state["fate"])
 
 
+@pytest.fixture(autouse=True)
+def interrupts_are_heard() -> Iterator[None]:
+    """Where the tests run in the background, they are ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def make_pool(n_jobs: int, start_method: str = "fork", **options: Any) -> WorkerPool:
     pool = WorkerPool(n_jobs, pass_worker_id=True, use_worker_state=True, start_method=start_method, **options)
     pool.set_shared_objects(pool.ctx.Barrier(n_jobs))

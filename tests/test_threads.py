@@ -506,7 +506,7 @@ def is_stuck(thread: threading.Thread) -> bool:
 
 
 def threads_of_pools() -> list[threads.WorkerThread]:
-    return [thing for thing in gc.get_objects() if isinstance(thing, threads.WorkerThread) and not thing.is_abandoned]
+    return [thing for thing in gc.get_objects() if type(thing) is threads.WorkerThread and not thing.is_abandoned]
 
 
 @pytest.mark.parametrize("phase", ["task", "worker_init", "worker_exit"])

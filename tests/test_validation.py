@@ -76,6 +76,10 @@ POOL = {
     "memory_limit": COUNT_FROM_1,
 }
 
+SECONDS = [
+    *wrong_types("must be an int, a float or None", "1", True, [1]),
+    *[Wrong(v, ValueError, ("must be more than 0 seconds", f"not {v}")) for v in (0, -1.5, float("nan"))],
+]
 MAP = {
     "func": [*FUNCTION, *wrong_types("must be callable", None)],
     "iterable_of_args": ITERABLE,
@@ -86,10 +90,9 @@ MAP = {
     "worker_lifespan": COUNT_FROM_1,
     "worker_init": FUNCTION,
     "worker_exit": FUNCTION,
-    "worker_exit_timeout": [
-        *wrong_types("must be a number of seconds or None", "1", True, [1]),
-        *[Wrong(v, ValueError, ("must be positive", f"not {v}")) for v in (0, -1.5, float("nan"))],
-    ],
+    "task_timeout": SECONDS,
+    "worker_init_timeout": SECONDS,
+    "worker_exit_timeout": SECONDS,
     "return_exceptions": FLAG,
     "retries": wrong_types("must be an int", *NO_COUNT, None) + [Wrong(-1, ValueError, ("at least 0", "not -1"))],
     "always_exit": FLAG,
@@ -143,8 +146,6 @@ CHECKED_ELSEWHERE = {
     "progress_bar",
     "progress_bar_options",
     "progress_bar_style",
-    "task_timeout",
-    "worker_init_timeout",
 }
 
 
