@@ -57,8 +57,8 @@ extensions = [
     *(
         extension(name, [])
         for name in (
-            *("_signals", "_scalars", "_tagwriter", "_tagreader", "_packed", "_codec", "_nursery", "_plan"),
-            *("_feed", "_lane", "_worker", "_collect"),
+            *("_signals", "_references", "_scalars", "_tagwriter", "_tagreader", "_packed", "_codec", "_nursery"),
+            *("_plan", "_feed", "_lane", "_timing", "_worker", "_collect"),
         )
     ),
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import logging
 import multiprocessing
 import os
@@ -31,6 +32,8 @@ from fastpool import WorkerDiedError, WorkerPool, asshared
 
 MOST_GROWTH = {"memory": 32 << 20, "shared memory": 16 << 20, "descriptors": 2, "threads": 0, "processes": 0}
 PAGE = os.sysconf("SC_PAGE_SIZE")
+LAZY = ["imap", "imap_unordered"]
+METHODS = ["map", "map", "map_unordered", *LAZY]
 
 
 # ---------------------------------------------------------------- tasks; importable, for spawned workers
@@ -96,18 +99,44 @@ class Plan:
     make: Callable[[], Any]
     options: dict[str, Any]
     expected: Any  # the results; an exception's type where one ends the map
+    method: str = "map"
+    most: int | None = None  # results after which a lazy map is left
 
-    def check(self, run: Callable[[], Any]) -> str | None:
+    def run(self, pool: WorkerPool) -> Any:
+        results = getattr(pool, self.method)(self.function, self.make(), **self.options)
+        if self.most is None:
+            return results if self.method == "map" else list(results)
+        first = list(itertools.islice(results, self.most))
+        results.close()
+        return first
+
+    def check(self, pool: WorkerPool) -> str | None:
         """What is wrong, or None."""
         try:
-            results = run()
+            results = self.run(pool)
         except Exception as error:
             if isinstance(self.expected, type) and isinstance(error, self.expected):
                 return None
             return f"{type(error).__name__}: {error}"
         if isinstance(self.expected, type):
-            return f"no {self.expected.__name__}"
-        return None if equal(results, self.expected) else "the results are wrong"
+            return None if self.most is not None else f"no {self.expected.__name__}"
+        return None if self.is_right(results) else "the results are wrong"
+
+    def is_right(self, results: Any) -> bool:
+        if self.most is not None and len(results) != min(self.most, len(self.expected)):
+            return False
+        if self.method.endswith("unordered"):
+            return Counter(map(looks, results)) <= Counter(map(looks, self.expected)) and (
+                self.most is not None or len(results) == len(self.expected)
+            )
+        return equal(results, self.expected if self.most is None else self.expected[: self.most])
+
+
+def looks(value: Any) -> str:
+    """Something to tell results apart by, whatever their order."""
+    if isinstance(value, numpy.ndarray):
+        return f"{value.dtype} {value.tobytes().hex()}" if value.nbytes < 1000 else f"{value.dtype} {value.sum()!r}"
+    return f"{type(value).__name__} {'' if isinstance(value, BaseException) else repr(value)}"
 
 
 def equal(one: Any, other: Any) -> bool:
@@ -153,7 +182,9 @@ def plan_numbers(pick: random.Random, retries: int) -> Plan:
         except LookupError as error:
             expected.append(error)
     errors = [result for result in expected if isinstance(result, BaseException)]
-    return Plan(function, make, options, type(errors[0]) if errors and not keep_going else expected)
+    return Plan(
+        function, make, options, type(errors[0]) if errors and not keep_going else expected, pick.choice(METHODS)
+    )
 
 
 def plan_array(pick: random.Random, retries: int) -> Plan:
@@ -163,12 +194,15 @@ def plan_array(pick: random.Random, retries: int) -> Plan:
         array = asshared(array)
     function = pick.choice([root, summed, square])
     join = pick.random() < 0.8
-    options = {"concatenate_numpy_output": join, "retries": retries, "chunk_size": max(1, n // 5)}
+    method = pick.choice(METHODS)
+    options: dict[str, Any] = {"retries": retries, "chunk_size": max(1, n // 5)}
+    if method == "map":
+        options["concatenate_numpy_output"] = join
     chunks = [array[k : k + max(1, n // 5)] for k in range(0, n, max(1, n // 5))] or [array]
     expected: Any = [function(chunk) for chunk in chunks]
-    if join and function is not summed:
+    if join and function is not summed and method == "map":
         expected = numpy.concatenate(expected)
-    return Plan(function, lambda: array, options, expected)
+    return Plan(function, lambda: array, options, expected, method)
 
 
 def more_options(pick: random.Random, plan: Plan) -> None:
@@ -178,6 +212,9 @@ def more_options(pick: random.Random, plan: Plan) -> None:
             plan.options.pop("n_splits", None)
     plan.options |= pick.choice([{}, {}, {"max_tasks_active": pick.choice([1, 10, 500])}])
     plan.options |= pick.choice([{}, {}, {"worker_lifespan": pick.choice([5, 50, 500])}])
+    plan.options |= pick.choice([{}, {}, {"task_timeout": 60}])
+    if plan.method in LAZY and pick.random() < 0.3:
+        plan.most = pick.choice([0, 1, 20])
 
 
 # ---------------------------------------------------------------- the run
@@ -208,12 +245,11 @@ class Soak:
                 if shoot and plan.function is die_at_some:
                     continue  # its tasks would be tried too often
                 more_options(pick, plan)
-                wrong = plan.check(lambda: pool.map(plan.function, plan.make(), **plan.options))  # noqa: B023
+                wrong = plan.check(pool)
                 self.counts["maps"] += 1
                 if wrong is not None:
-                    self.faults.append(
-                        f"{wrong}: {plan.function.__name__} {plan.options} in {options}, shot at: {shoot}"
-                    )
+                    what = f"{plan.method} {plan.function.__name__} {plan.options}, {plan.most} results"
+                    self.faults.append(f"{wrong}: {what} in {options}, shot at: {shoot}")
             if pick.random() < 0.5 and not shoot:
                 pool.stop_and_join()
         self.counts["pools"] += 1

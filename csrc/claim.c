@@ -85,6 +85,9 @@ static fp_terms copy_terms(const fp_job *job, uint64_t number) {
       COPY(spec_offset),
       COPY(spec_bytes),
       COPY(spec_sum),
+      COPY(task_limit),
+      COPY(init_limit),
+      COPY(exit_limit),
   };
 #undef COPY
 }
@@ -102,6 +105,7 @@ int fp_claim_join(fp_segment *segment, uint32_t worker, fp_terms *terms) {
    * the model, where the copy is proved by the CAS alone. */
   if (!fp_gate_shows(segment, number)) return 0;
   fp_terms copy = copy_terms(&segment->job, number);
+  copy.turn = atomic_load_explicit(&fp_control_of(segment, worker)->turn, memory_order_relaxed);
   if (!fp_gate_shows(segment, number)) return 0;
   *terms = copy;
   return 1;
@@ -134,12 +138,14 @@ static uint64_t how_many(const fp_terms *terms, uint64_t index, uint64_t left, u
 
 enum { LOOK_AGAIN = 0 }; /* beside FP_CLAIM_* */
 
-/* Steps 1 and 2: the gate's word, and how many units from its index on are there. */
-static int look(const fp_segment *segment, const fp_terms *terms, uint64_t *word, uint64_t *left) {
+/* Steps 1 and 2: the gate's word, and how many units from its index, or the worker's own, on are there. */
+static int look(const fp_segment *segment, const fp_terms *terms, const uint64_t *own, uint64_t *word,
+                uint64_t *left) {
   const fp_job *job = &segment->job;
   *word = atomic_load_explicit(&segment->gate.claim, memory_order_acquire);
   uint64_t index = fp_claim_index(*word);
   if (index == FP_INDEX_CLOSED) return FP_CLAIM_CLOSED;
+  if (own) index = *own;
   if (terms->number == 0 || !is_open_for(*word, terms->number)) return FP_CLAIM_OTHER;
   uint64_t avail = atomic_load_explicit(&job->avail, memory_order_acquire);
   if (index < avail) {
@@ -156,7 +162,7 @@ int fp_claim_next(fp_segment *segment, uint32_t worker, const fp_terms *terms, u
   fp_line *line = fp_line_of(segment, worker);
   for (;;) {
     uint64_t word, left;
-    int found = look(segment, terms, &word, &left);
+    int found = look(segment, terms, NULL, &word, &left);
     if (found == LOOK_AGAIN) continue;
     if (found != FP_CLAIM_OK) {
       fp_claim_drop(segment, worker);
@@ -172,6 +178,25 @@ int fp_claim_next(fp_segment *segment, uint32_t worker, const fp_terms *terms, u
     atomic_store_explicit(&line->claim, fp_held_pack(index, n, FP_CLAIM_HELD), memory_order_release);
     *first = index;
     *count = n;
+    return FP_CLAIM_OK;
+  }
+}
+
+int fp_claim_own(fp_segment *segment, uint32_t worker, const fp_terms *terms, uint64_t unit) {
+  fp_line *line = fp_line_of(segment, worker);
+  for (;;) {
+    uint64_t word, left;
+    int found = look(segment, terms, &unit, &word, &left);
+    if (found == LOOK_AGAIN) continue;
+    if (found != FP_CLAIM_OK) {
+      fp_claim_drop(segment, worker);
+      return found;
+    }
+    atomic_store_explicit(&line->claim, fp_held_pack(unit, 1, FP_CLAIM_INTENT), memory_order_release);
+    FP_POINT(INTENT);
+    if (!fp_gate_shows(segment, terms->number)) continue;
+    FP_POINT(CLAIMED);
+    atomic_store_explicit(&line->claim, fp_held_pack(unit, 1, FP_CLAIM_HELD), memory_order_release);
     return FP_CLAIM_OK;
   }
 }

@@ -33,6 +33,10 @@ typedef struct {
   uint64_t spec_offset;
   uint64_t spec_bytes;
   uint64_t spec_sum;
+  uint64_t task_limit;
+  uint64_t init_limit;
+  uint64_t exit_limit;
+  uint64_t turn; /* of this worker: its first unit, if the job is ORDERED */
 } fp_terms;
 
 /* Parent. Close the gate (A): nobody can claim until fp_gate_open. Returns the number of the job to come, which is in
@@ -60,6 +64,8 @@ enum {
  * its line no longer shows it. After any answer but OK the line shows no claim. */
 int fp_claim_next(fp_segment *segment, uint32_t worker, const fp_terms *terms, uint64_t budget,
                   uint64_t task_ns, uint64_t *first, uint64_t *count);
+/* Worker. The same in an ORDERED job: claim this unit, which is nobody else's. */
+int fp_claim_own(fp_segment *segment, uint32_t worker, const fp_terms *terms, uint64_t unit);
 /* Worker. Nothing is held any more. */
 void fp_claim_drop(fp_segment *segment, uint32_t worker);
 

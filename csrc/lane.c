@@ -166,6 +166,7 @@ static const uint8_t item_bytes[FP_KINDS] = {
     [FP_KIND_ERROR] = sizeof(fp_item) + sizeof(fp_summed),
     [FP_KIND_PACKED] = sizeof(fp_item) + sizeof(fp_summed),
     [FP_KIND_TAGGED] = sizeof(fp_item) + sizeof(fp_summed),
+    [FP_KIND_OBJECT] = 8,
 };
 
 static const unsigned char *payload_of(const fp_reader *reader) {

@@ -40,9 +40,12 @@ typedef struct {
 } fp_gate;
 
 enum {
-  FP_JOB_LAST = 1,       /* workers stop when the job is exhausted */
-  FP_JOB_TIMED = 2,      /* task_start and counters after every task */
-  FP_JOB_KEEP_GOING = 4, /* a task's exception is its result: the worker goes on with the next one */
+  FP_JOB_LAST = 1,         /* workers stop when the job is exhausted */
+  FP_JOB_TIMED = 2,        /* counters after every task */
+  FP_JOB_KEEP_GOING = 4,   /* a task's exception is its result: the worker goes on with the next one */
+  FP_JOB_INSIGHTS = 8,     /* every task is counted and timed, and the longest are kept */
+  FP_JOB_ALWAYS_EXIT = 16, /* the exit function runs also in a worker that ends because of an error */
+  FP_JOB_ORDERED = 32,     /* unit u is for worker u modulo n_workers alone; no ranges */
 };
 
 #define FP_TOTAL_UNKNOWN UINT64_MAX
@@ -63,6 +66,9 @@ typedef struct {
   _Atomic uint64_t spec_offset; /* pickled functions, in a block; 0: none */
   _Atomic uint64_t spec_bytes;
   _Atomic uint64_t spec_sum;
+  _Atomic uint64_t task_limit; /* ns that a call of each function may take; 0: any */
+  _Atomic uint64_t init_limit;
+  _Atomic uint64_t exit_limit;
   /* progress of the input: parent */
   _Alignas(FP_LINE_BYTES) _Atomic uint64_t avail; /* units that may be claimed */
   _Atomic uint64_t total;                         /* units in all, or FP_TOTAL_UNKNOWN */
@@ -109,12 +115,22 @@ enum { FP_CLAIM_NONE = 0, FP_CLAIM_INTENT = 1, FP_CLAIM_HELD = 2 };
 #define FP_COUNT_BITS 22
 #define FP_MAX_CHUNK  ((UINT64_C(1) << FP_COUNT_BITS) - 1)
 
+#define FP_LONGEST    5
+#define FP_TEXT_BYTES 248
+
+typedef struct {                                           /* one of the longest tasks of a worker */
+  _Atomic uint64_t took_ns;                                /* 0: none */
+  _Atomic uint64_t text[FP_TEXT_BYTES / sizeof(uint64_t)]; /* its arguments, shortened; zeros at the end */
+} fp_longest;
+
 typedef struct {                                  /* the worker, except where noted */
   _Alignas(FP_LINE_BYTES) _Atomic uint64_t claim; /* first unit 40 | count 22 | FP_CLAIM_* 2 */
   _Atomic uint64_t job;                           /* number of the job it joined last; 0: none yet */
   _Atomic uint32_t state;                         /* fp_state; DEAD by the parent */
   _Atomic uint32_t news;
-  _Atomic uint64_t task_start; /* monotonic ns; 0: in no task, or the job is not TIMED */
+  _Atomic uint64_t
+      call_until; /* monotonic ns: when the time of the task, init or exit function that runs is over;
+                                  0: none runs that has a limit */
   _Atomic int32_t pid;
   _Atomic uint32_t generation; /* parent, before it starts the worker */
   _Atomic uint64_t tasks;      /* tasks done since it started */
@@ -125,12 +141,16 @@ typedef struct {                                  /* the worker, except where no
   _Atomic uint64_t init_ns;
   _Atomic uint64_t waiting_ns;
   _Atomic uint64_t exit_ns;
-  _Atomic uint32_t reads_owner; /* FP_READS_*: can it read the memory of its owner? before IDLE */
+  _Atomic uint64_t timed;            /* tasks */
+  _Atomic uint64_t working_ns;       /* time those took */
+  _Atomic uint64_t shown;            /* how often a table of the longest was shown; 0: there is none */
+  _Atomic uint32_t reads_owner;      /* FP_READS_*: can it read the memory of its owner? before IDLE */
+  fp_longest longest[2][FP_LONGEST]; /* the one that is shown is longest[shown % 2] */
 } fp_line;
 
 /* ------------------------------------------------------------------ lane */
 
-enum { FP_CMD_NONE = 0, FP_CMD_STOP = 1 };
+enum { FP_CMD_NONE = 0, FP_CMD_STOP = 1, FP_CMD_QUIT = 2 };
 
 typedef struct { /* the worker */
   _Alignas(
@@ -145,7 +165,9 @@ typedef struct {                                 /* the parent: the lane's contr
   _Alignas(FP_LINE_BYTES) _Atomic uint64_t tail; /* bytes before it may be overwritten */
   _Atomic uint64_t wake_at;                      /* ring when committed reaches it */
   _Atomic uint64_t abandon;                      /* drop jobs with numbers up to this one */
+  _Atomic uint64_t turn;                         /* the first unit of an ORDERED job that this worker takes */
   _Atomic uint32_t command;                      /* FP_CMD_* */
+  _Atomic uint64_t condemned;                    /* call_until of a call that nothing may come of; 0: none */
 } fp_control;
 
 typedef enum {
@@ -163,7 +185,8 @@ typedef enum {
   FP_KIND_TAGGED = 11,
   FP_KIND_PACKED = 12,
   FP_KIND_PLACED = 13,
-  FP_KINDS = 14
+  FP_KIND_OBJECT = 14,
+  FP_KINDS = 15
 } fp_kind;
 
 typedef enum { FP_PHASE_TASK = 0, FP_PHASE_INIT = 1, FP_PHASE_EXIT = 2, FP_PHASES = 3 } fp_phase;
@@ -189,7 +212,7 @@ static inline uint16_t fp_kind_of(const fp_record *record) {
 typedef struct {
   uint32_t bytes; /* of data, without padding */
   uint32_t tag; /* STR: bytes a character (1, 2, 4); BYTES: 0; PICKLE, PACKED, ERROR: FP_KIND_PICKLE; TAGGED:
-                     FP_KIND_TAGGED */
+                     FP_KIND_TAGGED; ERROR of a thread: FP_KIND_OBJECT */
 } fp_item;
 
 typedef struct { /* PICKLE, TAGGED, PACKED, ERROR: after fp_item */
@@ -338,6 +361,8 @@ _Static_assert(sizeof(fp_record) == 32, "a record's header is half a cache line"
 _Static_assert(sizeof(fp_item) == 8 && sizeof(fp_block_item) == 32 && sizeof(fp_fragment) == 32,
                "item headers");
 _Static_assert(sizeof(fp_packed) == 16 && sizeof(fp_buffer) == 32 && sizeof(fp_array) == 16, "packed items");
+_Static_assert(sizeof(fp_longest) == sizeof(uint64_t) + FP_TEXT_BYTES,
+               "a table of the longest is whole words");
 _Static_assert(sizeof(fp_block) == FP_LINE_BYTES, "block data is aligned to a cache line");
 _Static_assert(sizeof(fp_bell) == FP_LINE_BYTES && sizeof(fp_gate) == FP_LINE_BYTES, "one writer a line");
 _Static_assert(sizeof(fp_control) == FP_LINE_BYTES, "the parent's line of a lane is its own");

@@ -13,9 +13,11 @@ from fastpool.errors import (
     RemoteError,
     SerializationError,
     WorkerDiedError,
+    WorkerTimeoutError,
 )
 from fastpool.machine import cpu_count
 from fastpool.pool import WorkerPool
+from fastpool.utils import chunk_tasks, make_single_arguments
 
 __version__ = "0.1.0"
 
@@ -26,7 +28,10 @@ __all__ = [
     "SerializationError",
     "WorkerDiedError",
     "WorkerPool",
+    "WorkerTimeoutError",
     "asshared",
+    "chunk_tasks",
     "cpu_count",
     "empty",
+    "make_single_arguments",
 ]

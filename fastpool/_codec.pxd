@@ -6,6 +6,7 @@ from fastpool._native cimport (
     fp_item, fp_mix, fp_summed, fp_writer, fp_writer_commit,
 )
 from fastpool._packed cimport Packer, Unpacker
+from fastpool._references cimport Outbox
 from fastpool._tagreader cimport TagReader
 from fastpool._tagwriter cimport TagWriter
 
@@ -38,7 +39,7 @@ cdef class Encoder(Packer):
     cdef int put_packed(self) except -1
     cdef int put_pickled(self, object value) except -1
     cdef bytes dump(self, object value, list buffers)
-    cdef int put_error(self, bytes payload) except -1
+    cdef int put_error(self, object payload) except -1
     cdef void close(self) noexcept
     cdef unsigned char *room(self, int kind, uint64_t need) except NULL
     cdef int commit(self, unsigned char *at) except -1
@@ -116,6 +117,7 @@ cdef inline int put(Encoder encoder, object value) except -1:
 cdef class Decoder(Unpacker):
     """Turns items back into objects; puts items together that came in fragments."""
     cdef TagReader tags
+    cdef Outbox outbox     # of the worker, if it is a thread
     cdef bint dry          # items are passed over: no objects are made of them
     cdef bytearray pieces  # of an item that has begun to come in fragments, or None
     cdef int inner_kind    # kind of the last item that came in a large block or in fragments
@@ -123,6 +125,8 @@ cdef class Decoder(Unpacker):
 
     cdef object item(self, int kind, const unsigned char **at, const unsigned char *end)
     cdef int pass_over(self, int kind, const unsigned char **at, const unsigned char *end) except -1
+    cdef int pass_over_fragment(self, const unsigned char **at, const unsigned char *end) except -1
+    cdef object reference(self, const unsigned char *at)
     cdef object fragment(self, const unsigned char **at, const unsigned char *end)
     cdef object of_summed(self, int kind, uint32_t tag, uint64_t total, const unsigned char *data, uint64_t size)
     cdef object of_data(self, int kind, uint32_t tag, const unsigned char *data, uint64_t size)

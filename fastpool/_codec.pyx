@@ -18,8 +18,8 @@ import pickle
 
 from fastpool._native cimport (
     FP_KIND_BLOCK, FP_KIND_BOOL, FP_KIND_BYTES, FP_KIND_ERROR, FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_NONE,
-    FP_KIND_PACKED, FP_KIND_PICKLE, FP_KIND_PLACED, FP_KIND_STR, FP_KIND_TAGGED, Segment, block_check, fp_align, fp_at,
-    fp_block_item, fp_fragment, fp_item, fp_summed, fp_writer_commit, writer_close,
+    FP_KIND_OBJECT, FP_KIND_PACKED, FP_KIND_PICKLE, FP_KIND_PLACED, FP_KIND_STR, FP_KIND_TAGGED, Segment, block_check,
+    fp_align, fp_at, fp_block_item, fp_fragment, fp_item, fp_summed, fp_writer_commit, writer_close,
 )
 from fastpool._packed cimport is_array
 from fastpool._tagreader cimport TagReader
@@ -147,8 +147,8 @@ cdef class Encoder:
         """Pickle a value; `buffers` gets those that stay outside."""
         return self.dumps(value, 5, buffer_callback=buffers.append)
 
-    cdef int put_error(self, bytes payload) except -1:
-        """Append a pickled description of an exception."""
+    cdef int put_error(self, object payload) except -1:
+        """Append a description of an exception, which is pickled already."""
         return self.put_data(FP_KIND_ERROR, FP_KIND_PICKLE, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload),
                              payload)
 
@@ -226,6 +226,10 @@ cdef class Decoder:
             demand(left, 8)
             at[0] = here + 8
             return PyFloat_FromDouble((<const double *>here)[0])
+        if kind == FP_KIND_OBJECT:
+            demand(left, 8)
+            at[0] = here + 8
+            return self.reference(here)
         if kind == FP_KIND_NONE:
             return None
         if kind == FP_KIND_PLACED:
@@ -259,7 +263,15 @@ cdef class Decoder:
         at[0] += total
         if is_summed(head.tag):
             return self.of_summed(kind, head.tag, summed.sum, here, head.bytes)
+        if kind == FP_KIND_ERROR and head.tag == FP_KIND_OBJECT and head.bytes == 8:
+            return self.reference(here)
         return self.of_data(kind, head.tag, here, head.bytes)
+
+    cdef object reference(self, const unsigned char *at):
+        """The object that a thread has sent. A process cannot have sent one."""
+        if self.outbox is None:
+            raise DamagedMemoryError("a worker that is a process sent a reference")
+        return self.outbox.take((<const uint64_t *>at)[0])
 
     cdef int pass_over(self, int kind, const unsigned char **at, const unsigned char *end) except -1:
         """Move on past the item at `at`, whose object nobody wants. What it calls into life may fail as it likes."""
@@ -267,6 +279,15 @@ cdef class Decoder:
             self.dry = True
         try:
             self.item(kind, at, end)
+        finally:
+            self.dry = False
+        return 0
+
+    cdef int pass_over_fragment(self, const unsigned char **at, const unsigned char *end) except -1:
+        """The same with a piece of an item."""
+        self.dry = True
+        try:
+            self.fragment(at, end)
         finally:
             self.dry = False
         return 0
@@ -303,6 +324,8 @@ cdef class Decoder:
         cdef const unsigned char *data = at[0] + sizeof(fp_fragment)
         demand(<uint64_t>(end - data), fp_align(head.bytes, 8))
         at[0] = data + fp_align(head.bytes, 8)
+        if self.dry:
+            return INCOMPLETE
         if head.at == 0:
             self.pieces = bytearray()
         if self.pieces is None or <uint64_t>len(self.pieces) != head.at or head.at + head.bytes > head.total:

@@ -49,6 +49,12 @@ cdef object undecodable(str what, task, uint32_t worker, error):
     return unsendable(error, what, task, None, detail)
 
 
+cdef enum:  # what becomes of results
+    COLLECT_ALL = 0        # one list
+    COLLECT_ORDERED = 1    # taken as soon as those before them are there
+    COLLECT_UNORDERED = 2  # taken as soon as they are there
+    COLLECT_NOTHING = 3    # the job was abandoned
+
 cdef enum:
     SILENCE_NS = 500_000_000  # longer than this the parent does not sleep: damage may have silenced the bells
     VIEWS_A_PASS = 64  # of one lane, before the caller's thread looks at signals and other lanes
@@ -57,8 +63,9 @@ cdef enum:
 cdef class Collector:
     """Reads every lane of a segment, decodes what was committed, and places results by task number.
 
-    A list of results is made with empty places, and is invisible to the garbage collector (and so to everybody) until
-    it is whole.
+    A list of all results is made with empty places, and is invisible to the garbage collector (and so to everybody)
+    until it is whole. Of results that are handed out meanwhile the places are those from the first task that has none,
+    or is not handed out, to the last that has one.
 
     Parameters
     ----------
@@ -71,7 +78,11 @@ cdef class Collector:
     cdef fp_reader *readers
     cdef Watch watch
     cdef list decoders
-    cdef object results        # the list that is being filled, or None
+    cdef object results        # the places, a list; None: nothing is expected
+    cdef readonly uint64_t first      # task of the first place
+    cdef uint64_t handed_out          # tasks that there are: results of others are damage
+    cdef int way               # COLLECT_*
+    cdef list arrived          # results in the order in which they came, if that is wanted
     cdef readonly Feed feed
     cdef object revive         # makes the exception of a failed task, to stand for its result; None: it ends the map
     cdef uint8_t job           # low bits of the current job's number
@@ -79,8 +90,10 @@ cdef class Collector:
     cdef readonly uint64_t placed     # of these, how many lie where the plan wants them
     cdef readonly object sample       # (task, result) of the first that is neither placed nor a number, or None
     cdef readonly list failures       # (worker, phase, task or None, payload) of exceptions, in order of arrival
+    cdef uint64_t patience            # end of the silence that the parent listens to; 0: none has begun
     cdef readonly object rested_at    # after a silence: units claimed by workers that all rested before; else None
     cdef readonly list exits          # results of exit functions, in order of arrival
+    cdef readonly bint is_closing     # failures raise nothing any more
 
     def __cinit__(self, Segment segment, loads):
         cdef int i
@@ -106,46 +119,93 @@ cdef class Collector:
     cdef Decoder decoder_of(self, uint32_t worker):
         cdef Decoder decoder = Decoder(self.segment, worker, False)
         decoder.loads = self.loads
+        if self.segment.exchange is not None:
+            decoder.outbox = self.segment.exchange.outbox(worker)
         return decoder
 
     # ------------------------------------------------------------ the list of results
 
-    def begin(self, uint64_t number, size, Feed feed, revive=None) -> None:
-        """Collect for job `number`, into a list of `size` places (0: the list grows with :meth:`expect`).
+    def begin(self, uint64_t number, size, Feed feed, revive=None, bint lazy=False, bint ordered=True) -> None:
+        """Collect for job `number`, of which `size` tasks are handed out, more with :meth:`expect`.
 
+        `lazy`: what is there is asked for while the job runs, with :meth:`hand_out`.
+        `ordered`: in the order of the tasks, else in that in which results come.
         `revive`: ``revive(worker, task, payload)`` makes the exception of a failed task, which takes the place of its
         result; without it, failed tasks are in ``failures``.
         """
         self.job = number & 0xFF
         self.feed = feed
         self.revive = revive
-        self.collected = self.placed = 0
+        self.collected = self.placed = self.first = self.patience = 0
+        self.handed_out = size
         self.failures.clear()
-        self.sample = None
-        self.results = PyList_New(size)
-        PyObject_GC_UnTrack(<PyObject *>self.results)
+        self.sample = self.rested_at = None
+        self.arrived = []
+        self.way = COLLECT_ALL if ordered and not lazy else COLLECT_ORDERED if ordered else COLLECT_UNORDERED
+        self.results = PyList_New(size if self.way == COLLECT_ALL else 0)
+        if self.way == COLLECT_ALL:
+            PyObject_GC_UnTrack(<PyObject *>self.results)
 
     def expect(self, uint64_t tasks) -> None:
-        """The input has at least this many tasks: make places for their results."""
-        cdef Py_ssize_t size = PyList_GET_SIZE(self.results)
-        if tasks > <uint64_t>size:
-            self.results.extend([INCOMPLETE] * (tasks - size))
+        """So many tasks are handed out now."""
+        self.handed_out = max(self.handed_out, tasks)
+        if self.way == COLLECT_ALL:
+            self.make_places(tasks)
+
+    cdef int make_places(self, uint64_t tasks) except -1:
+        """Have places for tasks up to this one, without it."""
+        cdef uint64_t end = self.first + <uint64_t>PyList_GET_SIZE(self.results)
+        if tasks > end:
+            self.results.extend([INCOMPLETE] * (tasks - end))
+        return 0
+
+    def hand_out(self) -> list:
+        """What can be handed out now of a lazy job's results."""
+        cdef list taken
+        cdef Py_ssize_t ready = 0, size = PyList_GET_SIZE(self.results)
+        while ready < size and PyList_GET_ITEM(self.results, ready) is not <PyObject *>INCOMPLETE:
+            ready += 1
+        taken, self.arrived = self.arrived, []
+        if self.way == COLLECT_ORDERED:
+            taken = self.results[:ready]
+        if ready:
+            PyList_SetSlice(self.results, 0, ready, NULL)
+            self.first += ready
+        return taken
 
     def finish(self, uint64_t tasks) -> list:
-        """Take the list, which has results of tasks 0 … tasks - 1."""
+        """The job is over. Returns the results of tasks 0 … tasks - 1, as far as they were not taken."""
         cdef object results = self.results
-        if <uint64_t>PyList_GET_SIZE(results) > tasks:
-            PyList_SetSlice(results, tasks, PyList_GET_SIZE(results), NULL)
-        self.results = self.sample = None
-        self.feed = self.revive = None
+        if self.way == COLLECT_ALL:
+            if <uint64_t>PyList_GET_SIZE(results) > tasks:
+                PyList_SetSlice(results, tasks, PyList_GET_SIZE(results), NULL)
+            PyObject_GC_Track(<PyObject *>results)
+        else:
+            results = self.hand_out()
         self.segment.finished = self.segment.number
-        PyObject_GC_Track(<PyObject *>results)
+        self.abandon()
         return results
 
     def abandon(self) -> None:
-        """Drop the results collected so far."""
-        self.results = self.sample = None
+        """Drop the results collected so far, and expect none."""
+        self.results = self.sample = self.arrived = None
         self.feed = self.revive = None
+        self.end_exchange()
+
+    cdef void end_exchange(self) noexcept:
+        if self.segment.exchange is not None:
+            self.segment.exchange.end_job()
+
+    def drop(self) -> None:
+        """The job was given up. From now on pass over everything but what exit functions return and raise."""
+        self.abandon()
+        self.way = COLLECT_NOTHING
+
+    def close(self) -> None:
+        """The same, because of the first failure, if there is one, and the pool ends."""
+        self.drop()
+        self.is_closing = True
+        self.failures[:] = [failure for failure in self.failures[1:] if failure[1] == FP_PHASE_EXIT]
 
     def missing(self, uint64_t first, uint64_t count) -> list:
         """Of tasks first … first + count - 1, those without a result, as ranges in order."""
@@ -155,9 +215,11 @@ cdef class Collector:
         cdef list found = []
         if self.results is None:  # the job is over: all have been collected
             return found
-        end = min(end, <uint64_t>PyList_GET_SIZE(self.results))
-        for task in range(first, end):
-            there = PyList_GET_ITEM(self.results, task)
+        cdef uint64_t known = self.first + <uint64_t>PyList_GET_SIZE(self.results)
+        since = first = max(first, self.first)  # those before it have been taken
+        end = min(end, self.handed_out)
+        for task in range(first, min(end, known)):
+            there = PyList_GET_ITEM(self.results, task - self.first)
             if there is not NULL and there is not <PyObject *>INCOMPLETE:
                 if since < task:
                     found.append(range(since, task))
@@ -172,17 +234,25 @@ cdef class Collector:
 
     cdef int place(self, uint64_t task, PyObject *value) except -1:
         """Put a result (its reference is taken over) where it belongs."""
-        cdef PyObject *there = PyList_GET_ITEM(self.results, task)
+        cdef PyObject *there = NULL
+        if task >= self.first:
+            there = PyList_GET_ITEM(self.results, task - self.first)
+        if task < self.first or (there is not NULL and there is not <PyObject *>INCOMPLETE):
+            Py_DECREF(value)
+            raise DamagedMemoryError(f"a second result of task {task}")
+        if self.way == COLLECT_UNORDERED:
+            self.arrived.append(<object>value)
+            Py_DECREF(value)
+            Py_INCREF(PLACED)
+            value = <PyObject *>PLACED  # is no longer incomplete
+        elif self.way == COLLECT_ALL:
+            if <object>value is PLACED:
+                self.placed += 1
+            elif self.sample is None:
+                self.sample = (task, <object>value)
+        PyList_SET_ITEM(self.results, task - self.first, value)
         if there is not NULL:
-            if there is not <PyObject *>INCOMPLETE:
-                Py_DECREF(value)
-                raise DamagedMemoryError(f"a second result of task {task}")
             Py_DECREF(there)
-        PyList_SET_ITEM(self.results, task, value)
-        if <object>value is PLACED:
-            self.placed += 1
-        elif self.sample is None:
-            self.sample = (task, <object>value)
         return 0
 
     # ------------------------------------------------------------ collecting
@@ -232,7 +302,9 @@ cdef class Collector:
         """Decode the items of a view and release them."""
         cdef const unsigned char *at = view.at
         cdef uint32_t count = view.count
-        if view.phase != FP_PHASE_TASK or view.kind == FP_KIND_ERROR or view.kind == FP_KIND_FRAGMENT \
+        if self.way == COLLECT_NOTHING and view.phase != FP_PHASE_EXIT:
+            self.discard(worker, view, &at)
+        elif view.phase != FP_PHASE_TASK or view.kind == FP_KIND_ERROR or view.kind == FP_KIND_FRAGMENT \
                 or view.kind == FP_KIND_BLOCK:
             self.take_one(worker, view, &at)
             count = 1
@@ -245,15 +317,30 @@ cdef class Collector:
         check(reader_take(reader, count, <uint32_t>(at - view.at)), f"the results of worker {worker}")
         return 0
 
+    cdef int discard(self, uint32_t worker, fp_view *view, const unsigned char **at) except -1:
+        """All of a view, whose items nobody wants. They are made all the same, to give back the memory they lie in."""
+        cdef Decoder decoder = <Decoder>self.decoders[worker]
+        for _ in range(view.count):
+            try:
+                if view.kind == FP_KIND_FRAGMENT:
+                    decoder.pass_over_fragment(at, view.end)
+                else:
+                    decoder.item(view.kind, at, view.end)
+            except FastpoolError:
+                raise
+            except Exception:  # of an object's own making, when `at` has moved on
+                continue
+            if view.kind == FP_KIND_BLOCK:
+                check(block_free(self.segment.at, decoder.block_at), f"a large block of worker {worker}")
+        return 0
+
     cdef int demand_places(self, const fp_view *view, uint64_t count) except -1:
         """Results of these tasks must be waited for."""
-        cdef uint64_t places
         if view.job != self.job or self.results is None:
             raise DamagedMemoryError("a result of a job that is over")
-        places = PyList_GET_SIZE(self.results)
-        if view.first > places or count > places - view.first:
+        if view.first > self.handed_out or count > self.handed_out - view.first:
             raise DamagedMemoryError("a result of a task that was not handed out")
-        return 0
+        return self.make_places(view.first + count)
 
     cdef int take_run(self, uint32_t worker, fp_view *view, const unsigned char **at) except -1:
         """All of a view: results of consecutive tasks."""
@@ -281,12 +368,13 @@ cdef class Collector:
 
     cdef int take_numbers(self, uint64_t task, uint64_t end, bint integer, const unsigned char *at) except -1:
         cdef object results = self.results
+        cdef uint64_t first = self.first
         cdef PyObject *value
         while task < end:
             value = PyLong_FromLongLong((<const int64_t *>at)[0]) if integer \
                 else PyFloat_FromDouble((<const double *>at)[0])
-            if PyList_GET_ITEM(results, task) is NULL:
-                PyList_SET_ITEM(results, task, value)
+            if task >= first and PyList_GET_ITEM(results, task - first) is NULL:  # COLLECT_ALL
+                PyList_SET_ITEM(results, task - first, value)
             else:
                 self.place(task, value)
             at += 8
@@ -334,6 +422,7 @@ cdef class Collector:
 
     cdef int take_failure(self, uint64_t task, error) except -1:
         cdef object sample = self.sample
+        self.make_places(task + 1)
         Py_INCREF(error)
         self.place(task, <PyObject *>error)
         self.sample = sample  # it does not show what results are like
@@ -359,6 +448,8 @@ cdef class Collector:
         """Empty the lane and the line of a worker that is gone (or writes no more), for its successor."""
         lane_reset(&self.readers[worker])
         self.segment.empty_line(worker)
+        if self.segment.exchange is not None:
+            self.segment.exchange.replace_outbox(worker)
         self.decoders[worker] = self.decoder_of(worker)
         self.watch.news[worker] = 0
 
@@ -367,23 +458,28 @@ cdef class Collector:
     def wait(self, uint64_t grain, deadline_ns=None) -> bool:
         """Sleep until some worker has `grain` more results, or brings news, or a worker's process ends.
 
-        Returns whether a process ended (``segment.ended()`` says whose). Returns also after SILENCE_NS, having rung all
-        workers: nothing that damage may have silenced is waited for for ever.
+        Returns whether a process ended (``segment.ended()`` says whose). Returns also after SILENCE_NS, in this wait
+        and those before it that ended at their deadlines, having rung all workers: nothing that damage may have
+        silenced is waited for for ever.
         """
         cdef uint64_t deadline = FP_NEVER if deadline_ns is None else deadline_ns
-        cdef uint64_t patience = now_ns() + SILENCE_NS
         cdef int worker
         cdef int why
         self.rested_at = None
+        if self.patience == 0:
+            self.patience = now_ns() + SILENCE_NS
         for worker in range(self.segment.lanes):
             self.watch.wake_at[worker] = self.readers[worker].taken + grain
             poke(fp_control_of(self.segment.at, worker).wake_at, self.watch.wake_at[worker])
         try:
-            why = self.segment.wait_as_parent(has_news, &self.watch, min(deadline, patience))
+            why = self.segment.wait_as_parent(has_news, &self.watch, min(deadline, self.patience))
         finally:
             for worker in range(self.segment.lanes):
                 poke(fp_control_of(self.segment.at, worker).wake_at, FP_NEVER)
-        if why == FP_WAIT_TIMEOUT and patience <= deadline:
+        if why == FP_WAIT_TIMEOUT and deadline < self.patience:
+            return False
+        self.patience = 0
+        if why == FP_WAIT_TIMEOUT:
             self.rested_at = self.segment.all_claimed_at_rest()
             self.segment.ring_everybody()
         return why == FP_WAIT_HANDLE

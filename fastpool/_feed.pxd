@@ -24,6 +24,10 @@ cdef class BufferEncoder(Encoder):
     cdef int clear(self) except -1
 
 
+cdef class ListEncoder(BufferEncoder):
+    """Takes elements as they are, for threads."""
+
+
 cdef class Feed:
     """Input that the parent iterates, encodes in chunks and hands to whoever claims them."""
     cdef Segment segment

@@ -216,6 +216,18 @@ cdef class BufferEncoder(Encoder):
         return dump_with_shared_arrays(value, buffers, self.make_pickler)
 
 
+cdef class ListEncoder(BufferEncoder):
+    cdef int put(self, object value) except -1:
+        self.kept.append(value)
+        return 0
+
+    cdef uint64_t put_numbers(self, list items, uint64_t start, uint64_t count) except? 0:
+        """Append what `items` has from `start` on, up to `count`. Returns how many."""
+        cdef list stretch = items[start:start + count]
+        self.kept += stretch
+        return len(stretch)
+
+
 cdef void refer(fp_buffer *buffer, uint64_t where, const Space *space, const void *data) noexcept:
     buffer.where = where
     buffer.space = 0 if space is NULL else space.ident
@@ -244,13 +256,15 @@ cdef class Feed:
         ``fp_read_process``).
     base : int
         Units before this one are tasks of a range: chunks are only what dead workers left of these.
+    copied : bool
+        Elements are arrays of the caller's, which tasks may overwrite: a worker that is a thread makes its own copy.
     """
 
     def __cinit__(self, Segment segment, iterable, limit, serializer, bint steady=False, bint may_read=False,
-                  bint may_inherit=False, bint unshare=False, uint64_t base=0):
+                  bint may_inherit=False, bint unshare=False, uint64_t base=0, bint copied=False):
         self.segment = segment
         self.base = self.published = self.oldest = base
-        self.encoder = BufferEncoder(segment)
+        self.encoder = BufferEncoder(segment) if segment.exchange is None else ListEncoder(segment)
         self.encoder.dumps = serializer.dumps
         self.encoder.make_pickler = serializer.pickler
         self.encoder.steady = steady
@@ -268,6 +282,8 @@ cdef class Feed:
         self.kept = [None] * FP_FEED_SLOTS
         self.again = []
         self.lost = []
+        if segment.exchange is not None:
+            segment.exchange.offer(self.kept, copied)
         if self.order is NULL or self.left is NULL:
             raise MemoryError("fastpool: no memory for the input's bookkeeping")
 
@@ -279,6 +295,14 @@ cdef class Feed:
     def outstanding(self) -> int:
         """Chunks published and not wholly collected."""
         return self.published - self.oldest
+
+    def next_for(self, uint64_t worker, uint64_t n_workers) -> int:
+        """Of the chunks that are this worker's in an ordered job, the first that is not done (or not there yet), if
+        no worker of that number is alive."""
+        cdef uint64_t chunk = self.oldest + (worker + n_workers - self.oldest % n_workers) % n_workers
+        while chunk < self.published and self.left[chunk % FP_FEED_SLOTS] == 0:
+            chunk += n_workers
+        return chunk
 
     @property
     def read_forked(self) -> bool:
@@ -361,7 +385,7 @@ cdef class Feed:
             if not self._place(<const void *><size_t>address, size, &offset, blocks):
                 return False
             (<fp_block_item *>(encoder.writer.ring + <uint64_t>position)).offset = offset
-        if not self._place(encoder.writer.ring, encoder.writer.position, &offset, blocks):
+        if encoder.writer.position and not self._place(encoder.writer.ring, encoder.writer.position, &offset, blocks):
             return False
         entry.offset = offset
         entry.bytes = encoder.writer.position
@@ -437,6 +461,19 @@ cdef class Feed:
             self.oldest += 1
         return 0
 
+    def release(self) -> None:
+        """Free what the chunks that are out lie in. No worker takes from them any more."""
+        for chunk in range(self.oldest, self.published):
+            if self.left[chunk % FP_FEED_SLOTS]:
+                self._free(self.blocks[chunk % FP_FEED_SLOTS])
+                self.drop(chunk)
+        for _, blocks, _ in self.lost:
+            self._free(blocks)
+        self.lost.clear()
+        self._free(self.encoder.placed)
+        self.encoder.clear()
+        self.iterator = None
+
     # ------------------------------------------------------------ what dead workers left
 
     def open_tasks(self, uint64_t chunk) -> range:
@@ -453,6 +490,11 @@ cdef class Feed:
         left.skip = left.count - self.left[slot]
         self.lost.append((left, self.blocks[slot], self.kept[slot]))
         self.drop(chunk)
+
+    def resume(self, uint64_t chunk) -> None:
+        """The worker that had this chunk of an ordered job is dead; its successor begins with what is left of it."""
+        cdef fp_feed_slot *entry = fp_feed_of(self.segment.at, chunk)
+        entry.skip = entry.count - self.left[chunk % FP_FEED_SLOTS]
 
     @property
     def has_lost(self) -> bool:

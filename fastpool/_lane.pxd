@@ -3,6 +3,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from fastpool._codec cimport Encoder
 from fastpool._native cimport fp_line
 from fastpool._plan cimport Plan
+from fastpool._references cimport Exchange, Outbox
 
 
 cdef class LaneEncoder(Encoder):
@@ -25,3 +26,9 @@ cdef class LaneEncoder(Encoder):
     cdef void tell_parent(self) noexcept nogil
     cdef int put_fragments(self, int kind, uint32_t tag, const unsigned char *data, uint64_t size,
                            uint64_t sum) except -1
+
+
+cdef class ReferenceEncoder(LaneEncoder):
+    """The same in a thread, whose results are the very objects."""
+    cdef Exchange exchange
+    cdef Outbox outbox

@@ -5,12 +5,16 @@ from libc.string cimport memcpy
 
 from fastpool._codec cimport Encoder, item_sum
 from fastpool._native cimport (
-    FP_FULL, FP_IN_BLOCK, FP_KIND_BLOCK, FP_KIND_FRAGMENT, FP_KIND_PLACED, Segment, check, copy_to_block, fp_align,
-    fp_block_item, fp_buffer, fp_fragment, fp_line_news, fp_line_of, fp_writer, load, memory_expect, now_ns, peek,
+    FP_CMD_QUIT, FP_FULL, FP_IN_BLOCK, FP_KIND_BLOCK, FP_KIND_ERROR, FP_KIND_FRAGMENT, FP_KIND_OBJECT, FP_KIND_PLACED,
+    FP_PHASE_TASK, Segment, check, copy_to_block, fp_align, fp_block_item, fp_buffer, fp_fragment, fp_item,
+    fp_line_news, fp_line_of, fp_writer, load, memory_expect, now_ns, peek,
     store, writer_attach, writer_close, writer_half_full, writer_has_room, writer_largest, writer_open,
 )
 from fastpool._nursery cimport is_block, nursery
 from fastpool._packed cimport KEEP_BYTES, array_bytes, array_data, is_sole, sole_memory
+from fastpool._references cimport Places
+
+from fastpool.errors import Interruption
 
 cdef enum:
     LARGE_BYTES = 1 << 15  # results of more bytes go into a block of their own
@@ -23,7 +27,7 @@ cdef struct Room:
 
 cdef int has_room(void *context) noexcept nogil:
     cdef Room *room = <Room *>context
-    return writer_has_room(room.writer, room.need)
+    return writer_has_room(room.writer, room.need) or load(room.writer.control.command) == FP_CMD_QUIT
 
 
 cdef class LaneEncoder(Encoder):
@@ -137,6 +141,8 @@ cdef class LaneEncoder(Encoder):
             self.tell_parent()
             self.segment.wait_as_worker(self.worker, has_room, &room)
             self.waited_ns += now_ns() - since
+            if load(self.writer.control.command) == FP_CMD_QUIT:
+                raise Interruption()
             code = writer_open(&self.writer, kind, self.phase, self.job, self.number, need, want)
         check(code, "cannot open a record")
         return 0
@@ -196,3 +202,26 @@ cdef class LaneEncoder(Encoder):
                 self.number -= 1  # only the last piece completes the task
         self.close()
         return 0
+
+
+cdef class ReferenceEncoder(LaneEncoder):
+    def __cinit__(self, Segment segment, uint32_t worker):
+        self.exchange = segment.exchange
+        self.outbox = segment.exchange.outbox(worker)
+
+    cdef int put(self, object value) except -1:
+        cdef unsigned char *at
+        cdef Places places = self.exchange.places  # kept, while others run during the copy
+        if places is not None and self.phase == FP_PHASE_TASK and places.put(self.number, value):
+            at = self.room(FP_KIND_PLACED, 0)
+            return self.commit(at)
+        at = self.room(FP_KIND_OBJECT, 8)
+        (<uint64_t *>at)[0] = self.outbox.put(value)
+        return self.commit(at + 8)
+
+    cdef int put_error(self, object payload) except -1:
+        cdef unsigned char *at = self.room(FP_KIND_ERROR, sizeof(fp_item) + 8)
+        (<fp_item *>at).bytes = 8
+        (<fp_item *>at).tag = FP_KIND_OBJECT
+        (<uint64_t *>(at + sizeof(fp_item)))[0] = self.outbox.put(payload)
+        return self.commit(at + sizeof(fp_item) + 8)

@@ -6,6 +6,7 @@ reach everything else through the functions at the end of this file.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from fastpool._references cimport Exchange
 from fastpool._signals cimport Wakeup
 
 
@@ -17,6 +18,11 @@ cdef extern from "layout.h" nogil:
         FP_JOB_LAST
         FP_JOB_TIMED
         FP_JOB_KEEP_GOING
+        FP_JOB_INSIGHTS
+        FP_LONGEST
+        FP_TEXT_BYTES
+        FP_JOB_ALWAYS_EXIT
+        FP_JOB_ORDERED
         FP_FEED_SLOTS
         FP_STARTING
         FP_IDLE
@@ -30,6 +36,7 @@ cdef extern from "layout.h" nogil:
         FP_CLAIM_HELD
         FP_CMD_NONE
         FP_CMD_STOP
+        FP_CMD_QUIT
         FP_KIND_PAD
         FP_KIND_INT64
         FP_KIND_FLOAT64
@@ -44,6 +51,7 @@ cdef extern from "layout.h" nogil:
         FP_KIND_TAGGED
         FP_KIND_PACKED
         FP_KIND_PLACED
+        FP_KIND_OBJECT
         FP_PHASE_TASK
         FP_PHASE_INIT
         FP_PHASE_EXIT
@@ -86,6 +94,9 @@ cdef extern from "layout.h" nogil:
         uint64_t spec_offset
         uint64_t spec_bytes
         uint64_t spec_sum
+        uint64_t task_limit
+        uint64_t init_limit
+        uint64_t exit_limit
         uint64_t avail
         uint64_t total
         uint64_t hungry_at
@@ -109,12 +120,16 @@ cdef extern from "layout.h" nogil:
     ctypedef struct fp_gate:
         uint64_t claim
 
+    ctypedef struct fp_longest:
+        uint64_t took_ns
+        uint64_t text[31]
+
     ctypedef struct fp_line:
         uint64_t claim
         uint64_t job
         uint32_t state
         uint32_t news
-        uint64_t task_start
+        uint64_t call_until
         int32_t pid
         uint32_t generation
         uint64_t tasks
@@ -124,6 +139,8 @@ cdef extern from "layout.h" nogil:
         uint64_t init_ns
         uint64_t waiting_ns
         uint64_t exit_ns
+        uint64_t timed
+        uint64_t working_ns
         uint32_t reads_owner
 
     ctypedef struct fp_lane:
@@ -137,7 +154,9 @@ cdef extern from "layout.h" nogil:
         uint64_t tail
         uint64_t wake_at
         uint64_t abandon
+        uint64_t turn
         uint32_t command
+        uint64_t condemned
 
     ctypedef struct fp_record:
         uint64_t closed
@@ -270,11 +289,16 @@ cdef extern from "claim.h" nogil:
         int64_t range_start
         int64_t range_step
         uint64_t chunk_fixed
+        uint32_t n_workers
         uint32_t spec
         uint64_t lifespan
         uint64_t spec_offset
         uint64_t spec_bytes
         uint64_t spec_sum
+        uint64_t task_limit
+        uint64_t init_limit
+        uint64_t exit_limit
+        uint64_t turn
     uint64_t fp_claim_number(uint64_t word)
     uint64_t fp_claim_index(uint64_t word)
 
@@ -332,6 +356,8 @@ cdef extern from "lane.h" nogil:
 
 cdef extern from "board.h" nogil:
     void fp_line_news(fp_line *line)
+    void fp_call_begin(fp_line *line, uint64_t until)
+    int fp_call_end(fp_line *line, const fp_control *control, uint64_t until, int fence_each)
 
 
 cdef extern from "arena.h" nogil:
@@ -418,9 +444,12 @@ cdef class Segment(Arena):
     cdef Wakeup wakeup
     cdef fp_spin spin
     cdef fp_spin worker_spin
+    cdef readonly Exchange exchange  # the workers are threads of this process; None: they are processes
     cdef readonly bint closed
-    cdef readonly uint64_t number  # of the job published last; a worker keeps the one it was forked with
+    cdef readonly uint64_t number  # of the last job, 0: none, or given up; a worker keeps the one it was forked with
     cdef readonly uint64_t range_units  # of that job
+    cdef uint64_t shortest_limit  # of that job's time limits, in ns; 0: it has none
+    cdef uint64_t longest_limit   # of all jobs'
 
     cdef void _release(self)
     cdef void _unlend(self)
@@ -441,10 +470,12 @@ cdef int check(int code, str what) except -1
 
 # What other modules call of the C core.
 cdef uint64_t now_ns() noexcept nogil
+cdef void line_show_longest(fp_line *line, const fp_longest *table) noexcept nogil
 cdef int move_state(fp_line *line, uint32_t to) noexcept nogil
 cdef int claim_join(fp_segment *segment, uint32_t worker, fp_terms *terms) noexcept nogil
 cdef int claim_next(fp_segment *segment, uint32_t worker, const fp_terms *terms, uint64_t budget, uint64_t task_ns,
                     uint64_t *first, uint64_t *count) noexcept nogil
+cdef int claim_own(fp_segment *segment, uint32_t worker, const fp_terms *terms, uint64_t unit) noexcept nogil
 cdef void claim_drop(fp_segment *segment, uint32_t worker) noexcept nogil
 cdef void writer_attach(fp_writer *writer, const fp_segment *segment, uint32_t worker) noexcept nogil
 cdef int writer_open(fp_writer *writer, uint16_t kind, uint8_t phase, uint64_t job, uint64_t first,

@@ -11,6 +11,7 @@ from posix.unistd cimport _exit, close as close_fd, getpid
 
 import os
 
+from fastpool._references cimport Exchange
 from fastpool._signals cimport Wakeup, hold_signals, release_signals
 from fastpool.errors import DamagedMemoryError
 
@@ -55,6 +56,7 @@ cdef extern from "claim.h" nogil:
                       uint64_t *first, uint64_t *count)
     int fp_gate_shows(const fp_segment *segment, uint64_t number)
     int fp_line_holds(const fp_line *line, uint64_t number, uint64_t *first, uint64_t *count)
+    int fp_claim_own(fp_segment *segment, uint32_t worker, const fp_terms *terms, uint64_t unit)
     void fp_claim_drop(fp_segment *segment, uint32_t worker)
 
 cdef extern from "lane.h" nogil:
@@ -74,6 +76,9 @@ cdef extern from "board.h" nogil:
     const char *fp_state_name(uint32_t state)
     int fp_state_move(fp_line *line, uint32_t to)
     void fp_line_reset(fp_line *line)
+    int fp_call_condemn(fp_line *line, fp_control *control, uint64_t until, int fence_each)
+    void fp_line_show_longest(fp_line *line, const fp_longest *table)
+    int fp_line_longest(const fp_line *line, fp_longest *table)
 
 cdef extern from "arena.h" nogil:
     const uint64_t FP_WARM_BYTES
@@ -137,6 +142,9 @@ cdef int check(int code, str what) except -1:
 cdef uint64_t now_ns() noexcept nogil:
     return fp_now_ns()
 
+cdef void line_show_longest(fp_line *line, const fp_longest *table) noexcept nogil:
+    fp_line_show_longest(line, table)
+
 cdef int move_state(fp_line *line, uint32_t to) noexcept nogil:
     return fp_state_move(line, to)
 
@@ -146,6 +154,9 @@ cdef int claim_join(fp_segment *segment, uint32_t worker, fp_terms *terms) noexc
 cdef int claim_next(fp_segment *segment, uint32_t worker, const fp_terms *terms, uint64_t budget, uint64_t task_ns,
                     uint64_t *first, uint64_t *count) noexcept nogil:
     return fp_claim_next(segment, worker, terms, budget, task_ns, first, count)
+
+cdef int claim_own(fp_segment *segment, uint32_t worker, const fp_terms *terms, uint64_t unit) noexcept nogil:
+    return fp_claim_own(segment, worker, terms, unit)
 
 cdef void claim_drop(fp_segment *segment, uint32_t worker) noexcept nogil:
     fp_claim_drop(segment, worker)
@@ -481,6 +492,32 @@ cdef class Detached:
         self.status_fd = -1
 
 
+cdef enum:
+    SKEW_NS = 1_000_000  # that two processors' clocks may differ by
+
+
+@cython.final
+cdef class Event:
+    """Something that happens once: ``fd`` is readable from then on."""
+    cdef fp_event event
+
+    def __cinit__(self):
+        self.event.read_fd = self.event.write_fd = -1
+
+    def __init__(self):
+        check(fp_event_open(&self.event), "cannot open a worker's handle")
+
+    def __dealloc__(self):
+        fp_event_close(&self.event)
+
+    @property
+    def fd(self) -> int:
+        return self.event.read_fd
+
+    def ring(self) -> None:
+        fp_event_ring(&self.event)
+
+
 cdef tuple _bell_tally(const fp_bell *bell):
     return bell.sleeps, load(bell.rung), load(bell.drained)
 
@@ -494,6 +531,8 @@ cdef class Segment(Arena):
         As for :class:`Arena`.
     cores : int
         Cores this pool may use; decides who may spin.
+    exchange : Exchange, optional
+        Workers are threads of this process, and values go through this.
     """
 
     def __cinit__(self, int lanes, *_):
@@ -521,12 +560,15 @@ cdef class Segment(Arena):
         memset(&self.spin, 0, sizeof(self.spin))
         self.closed = False
 
-    def __init__(self, int lanes, uint64_t ring_bytes, uint64_t cap, int cores):
+    def __init__(self, int lanes, uint64_t ring_bytes, uint64_t cap, int cores, Exchange exchange=None):
         cdef int i
         Arena.__init__(self, lanes, ring_bytes, cap)
-        # Nobody spins when the pool's processes outnumber the cores.
-        if lanes < cores:
+        self.exchange = exchange
+        # Nobody spins when the pool's processes outnumber the cores, nor where one at a time runs Python.
+        if lanes < cores and exchange is None:
             self.spin.limit_ns = 30_000
+        if exchange is not None and not self.at.fence_each:
+            check(fp_barrier_register(), "cannot register for process-wide barriers")
         self.worker_spin = self.spin
         try:
             check(fp_event_open(&self.bell_event), "cannot open the pool's bell")
@@ -580,7 +622,12 @@ cdef class Segment(Arena):
             self.wakeup.close()
 
     def close(self) -> None:
-        """Give everything back, memory that is held when it is dropped. All workers must have ended."""
+        """Give everything back, memory that is held when it is dropped. All workers must have ended; a thread that
+        could not be made to let go of the segment keeps it until it ends."""
+        if self.exchange is not None:
+            self.exchange.close()
+            if self.exchange.workers:
+                return
         if FASTPOOL_IS_TALLIED and not self.closed and not self.retired and self.at is not NULL:
             tallies.append(self.tally())
         self._release()
@@ -670,6 +717,18 @@ cdef class Segment(Arena):
             close_fd(self.lent_fd)
         self.lent_fd = -1
 
+    def admit(self, int worker, int handle, thread) -> None:
+        """A worker that is a thread of this process is being started.
+
+        `handle` is readable once it has ended; ``thread.kill()`` makes it end as soon as it can.
+        """
+        if self.pids[worker]:
+            raise SystemError(f"fastpool: worker {worker} is still there")
+        self.exchange.workers[worker] = thread
+        self.pids[worker] = self.owner_pid
+        store(fp_line_of(self.at, worker).pid, self.owner_pid)
+        self.fds[worker + 1] = handle
+
     def enter_worker(self, int worker) -> None:
         """First call in a worker, SIGINT being ignored: take part in barriers, unblock SIGINT."""
         cdef sigset_t block
@@ -720,6 +779,8 @@ cdef class Segment(Arena):
     def reaped(self, int worker) -> None:
         """The worker's process has been waited for, or could not be started."""
         self._unlend()
+        if self.exchange is not None:
+            self.exchange.workers.pop(worker, None)
         self.pids[worker] = 0
         self.fds[worker + 1] = -1
         if self.status_fds[worker] >= 0:
@@ -728,8 +789,12 @@ cdef class Segment(Arena):
         fp_watch_close(&self.watches[worker])
 
     def kill(self, int worker, int signum) -> None:
-        """Send a signal to a worker that has not been reaped."""
-        if self.pids[worker]:
+        """Send a signal to a worker that has not been reaped. A thread has no signals of its own: it is told to end."""
+        if not self.pids[worker]:
+            return
+        if self.exchange is not None:
+            self.exchange.workers[worker].kill()
+        else:
             fp_watch_kill(&self.watches[worker], self.pids[worker], signum)  # gone already: nothing to do
 
     # ------------------------------------------------------------ board
@@ -769,6 +834,19 @@ cdef class Segment(Arena):
         self.came_up[worker] = state != FP_STARTING
         return 0
 
+    def abandon_job(self) -> None:
+        """Tell the workers to begin no more tasks of the current job."""
+        cdef int worker
+        for worker in range(self.lanes):
+            poke(fp_control_of(self.at, worker).abandon, self.number)
+            if self.pids[worker]:
+                self.ring_worker(worker)
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Does no worker hold anything of a job?"""
+        return self.all_claimed_at_rest() is not None
+
     cdef object all_claimed_at_rest(self):
         """Of the job, the units that are claimed, if no worker holds one of them; else None.
 
@@ -807,6 +885,22 @@ cdef class Segment(Arena):
             took += peek(fp_line_of(self.at, worker).tasks_ns)
         return tasks, took
 
+    def times(self, int worker) -> tuple[int, int, int, int, int, int]:
+        """Of a worker, for insights: how many tasks it has done; when it had come up (0: not yet); then how many ns its
+        init function, waiting, tasks and its end took."""
+        cdef const fp_line *line = fp_line_of(self.at, worker)
+        return (peek(line.timed), peek(line.started_ns), peek(line.init_ns), peek(line.waiting_ns),
+                peek(line.working_ns), peek(line.exit_ns))
+
+    def longest(self, int worker) -> list[tuple[int, bytes]]:
+        """The longest tasks of a worker: how many ns they took, and their arguments."""
+        cdef fp_longest table[FP_LONGEST]
+        cdef int i
+        if not fp_line_longest(fp_line_of(self.at, worker), table):
+            return []
+        return [(peek(table[i].took_ns), (<const char *>table[i].text)[:FP_TEXT_BYTES].rstrip(b"\0"))
+                for i in range(FP_LONGEST) if peek(table[i].took_ns)]
+
     def reads_owner(self, int worker) -> bool | None:
         """Can this worker read the private memory of its owner? None: it has not tried yet."""
         cdef uint64_t answer = load(fp_line_of(self.at, worker).reads_owner)
@@ -823,6 +917,26 @@ cdef class Segment(Arena):
         store(fp_control_of(self.at, worker).command, FP_CMD_STOP)
         self.ring_worker(worker)
 
+    def give_up(self) -> None:
+        """The job will not be finished: workers claim nothing more, drop what they hold before their next task, and
+        end. The segment takes no other job then."""
+        cdef int worker
+        cdef uint64_t number
+        if self.closed:
+            return
+        number = self.at.job.number
+        fp_gate_close(self.at)
+        self.number = 0
+        for worker in range(self.lanes):
+            poke(fp_control_of(self.at, worker).abandon, number)
+            if self.pids[worker]:
+                self.command_stop(worker)
+
+    def command_quit(self, int worker) -> None:
+        """Make a thread end, wherever it waits."""
+        store(fp_control_of(self.at, worker).command, FP_CMD_QUIT)
+        self.ring_worker(worker)
+
     def wake(self, int count) -> None:
         """Wake up to `count` workers that sleep for want of work. What they wait for has been published."""
         cdef int worker
@@ -835,15 +949,55 @@ cdef class Segment(Arena):
                 self.ring_worker(worker)
                 count -= 1
 
+    # ------------------------------------------------------------ time limits
+
+    def late_calls(self) -> tuple[list[tuple[int, int]], int | None]:
+        """Workers in whose task, init or exit function the time is over, and when it was; and when to look again, on
+        the monotonic clock in ns (None: never)."""
+        cdef uint64_t until, now, again
+        cdef int worker
+        cdef list late = []
+        if self.longest_limit == 0:
+            return late, None
+        # For calls that begin after this look:
+        again = now_ns() + self.shortest_limit if self.shortest_limit else FP_NEVER
+        for worker in range(self.lanes):
+            until = load(fp_line_of(self.at, worker).call_until)
+            if until == 0 or not self.pids[worker] or load(fp_control_of(self.at, worker).condemned):
+                continue
+            now = now_ns()
+            if until > now + self.longest_limit + SKEW_NS:
+                raise DamagedMemoryError(f"the time limit of worker {worker}")
+            if until <= now:
+                late.append((worker, until))
+            else:
+                again = min(again, until)
+        return late, None if again == FP_NEVER else again
+
+    def condemn(self, int worker, uint64_t until) -> bool:
+        """Let nothing come of the worker's call whose time was over at `until`. False: it had ended, and its worker
+        goes on."""
+        cdef int code = fp_call_condemn(fp_line_of(self.at, worker), fp_control_of(self.at, worker), until,
+                                        self.at.fence_each)
+        if code == 0:
+            self.ring_worker(worker)
+        return check(code, "a barrier before a worker is killed") == 1
+
     # ------------------------------------------------------------ jobs
 
     def publish(self, *, uint64_t range_units, uint64_t flags, int64_t range_start, int64_t range_step,
                 uint64_t chunk_fixed, uint64_t chunk_ns, uint32_t n_workers, uint32_t spec, uint64_t lifespan,
-                bytes spec_blob, avail, total) -> int:
-        """Close the gate, describe the job, open the gate; returns the job's number."""
+                bytes spec_blob, avail, total, limits=(0, 0, 0)) -> int:
+        """Close the gate, describe the job, open the gate; returns the job's number.
+
+        `limits`: ns that a call of the task, init and exit function may take; 0: any.
+        """
         cdef uint64_t number = fp_gate_close(self.at)
         cdef fp_job *job = &self.at.job
+        cdef int worker
         self.drop_spec()
+        for worker in range(self.lanes):
+            self.begin_at(worker, worker)
         job.range_units = self.range_units = range_units
         job.flags = flags
         job.range_start = range_start
@@ -853,6 +1007,9 @@ cdef class Segment(Arena):
         job.n_workers = n_workers
         job.spec = spec
         job.lifespan = lifespan
+        job.task_limit, job.init_limit, job.exit_limit = limits
+        self.shortest_limit = min(filter(None, limits), default=0)
+        self.longest_limit = max(self.longest_limit, *limits)
         store(job.hungry_at, FP_NEVER)
         store(job.avail, <uint64_t>avail)
         store(job.total, FP_TOTAL_UNKNOWN if total is None else <uint64_t>total)
@@ -863,6 +1020,10 @@ cdef class Segment(Arena):
         self.number = number
         fp_gate_open(self.at)
         return number
+
+    def begin_at(self, int worker, uint64_t unit) -> None:
+        """The next worker in this lane, of an ordered job, takes this unit first."""
+        poke(fp_control_of(self.at, worker).turn, unit)
 
     cdef int _place_spec(self, bytes blob) except -1:
         cdef fp_job *job = &self.at.job
@@ -909,8 +1070,11 @@ cdef class Segment(Arena):
         store(self.at.job.hungry_at, unit)
 
     def claimed(self) -> int:
-        """Units claimed so far in the current job."""
+        """Units claimed so far in the current job; of an ordered one, whose units nobody competes for, those that may
+        be."""
         cdef uint64_t word = load(self.at.gate.claim)
+        if self.at.job.flags & FP_JOB_ORDERED and fp_claim_index(word) != FP_INDEX_CLOSED:
+            return load(self.at.job.avail)
         return 0 if fp_claim_index(word) == FP_INDEX_CLOSED else fp_claim_index(word)
 
     def tally(self) -> dict[str, object]:
@@ -930,8 +1094,9 @@ cdef class Segment(Arena):
             lane = fp_lane_of(self.at, i)
             killed = self.deaths[i] + (self.state(i) not in ("starting", "exited", "dead"))
             lanes.append((killed, load(lane.opened), load(lane.closed), _bell_tally(&lane.bell)))
+        whole = self.number != 0 and self.finished == self.number
         return {"heaps": heaps, "lanes": lanes, "bell": _bell_tally(&self.at.bell), "silences": self.silences,
-                "functions": self.at.job.spec_offset != 0, "finished": self.finished == self.number}
+                "functions": self.at.job.spec_offset != 0, "finished": whole}
 
     # ------------------------------------------------------------ memory
 
@@ -969,6 +1134,7 @@ cdef class Segment(Arena):
 
     def empty_line(self, int worker) -> None:
         """Make a line ready for the next worker. The last one writes no more."""
+        store(fp_control_of(self.at, worker).condemned, 0)
         fp_line_reset(fp_line_of(self.at, worker))
         self.came_up[worker] = False
 
@@ -997,7 +1163,7 @@ cdef class Segment(Arena):
             if fp_bell_try(&self.worker_spin, predicate, context, FP_NEVER):
                 return 0
         fds[0] = self.events[worker].read_fd
-        fds[1] = self.owner.read_fd
+        fds[1] = self.owner.read_fd if self.exchange is None else -1
         while True:
             fds[2] = self.wakeup.listen()
             with nogil:

@@ -14,5 +14,6 @@ cdef class Wakeup:
     cdef void drain(self) noexcept nogil
 
 
+cdef bint is_main() noexcept nogil
 cdef object hold_signals()
 cdef object release_signals()

@@ -99,7 +99,7 @@ cdef class Wakeup:
     cdef int cease(self) except -1:
         """After a sleep: the program's descriptor is its own again."""
         cdef int now
-        if not self.listening:
+        if not self.listening or not is_main():
             return 0
         self.listening = False
         now = restore_wakeup_fd(self.users)

@@ -11,24 +11,28 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 
 from fastpool._codec cimport Decoder, put
-from fastpool._lane cimport LaneEncoder
+from fastpool._lane cimport LaneEncoder, ReferenceEncoder
 from fastpool._native cimport (
-    FP_CLAIM_CLOSED, FP_CLAIM_EXHAUSTED, FP_CLAIM_OK, FP_CLAIM_OTHER, FP_CLAIM_STARVED, FP_CMD_STOP, FP_EXITED,
-    FP_EXITING, FP_IDLE, FP_INDEX_CLOSED, FP_INITIALIZING, FP_JOB_KEEP_GOING, FP_JOB_LAST, FP_KIND_FLOAT64,
-    FP_KIND_INT64, FP_KIND_PACKED, FP_KIND_PICKLE, FP_KIND_TAGGED, FP_PHASE_EXIT, FP_PHASE_INIT, FP_PHASE_TASK,
-    FP_RUNNING, FP_TOTAL_UNKNOWN, SIG_BLOCK, SIG_SETMASK, Segment, claim_drop, claim_join, claim_next, fp_align, fp_at,
-    fp_claim_index, fp_claim_number, fp_control, fp_control_of, fp_feed_of, fp_feed_slot, fp_job, fp_kind_of, fp_line,
-    fp_line_news, fp_line_of, fp_record, fp_segment, fp_terms, load, memory_expect, move_state, now_ns, peek, poke,
-    pthread_sigmask, sigfillset, sigset_t, store,
+    FP_CLAIM_CLOSED, FP_CLAIM_EXHAUSTED, FP_CLAIM_OK, FP_CLAIM_OTHER, FP_CLAIM_STARVED, FP_CMD_QUIT, FP_CMD_STOP,
+    FP_EXITED, FP_EXITING, FP_FEED_SLOTS, FP_IDLE, FP_INDEX_CLOSED, FP_INITIALIZING, FP_JOB_ALWAYS_EXIT,
+    FP_JOB_INSIGHTS, FP_JOB_KEEP_GOING, FP_JOB_LAST, FP_JOB_ORDERED, FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_NONE,
+    FP_KIND_OBJECT, FP_KIND_PACKED, FP_KIND_PICKLE, FP_KIND_TAGGED, FP_PHASE_EXIT, FP_PHASE_INIT, FP_PHASE_TASK,
+    FP_RUNNING, FP_TOTAL_UNKNOWN, SIG_BLOCK, SIG_SETMASK, Segment, claim_drop, claim_join, claim_next, claim_own,
+    fp_align, fp_at, fp_call_begin, fp_call_end, fp_claim_index, fp_claim_number, fp_control, fp_control_of, fp_feed_of,
+    fp_feed_slot, fp_job, fp_kind_of, fp_line, fp_line_news, fp_line_of, fp_record, fp_segment, fp_terms, load,
+    memory_expect, move_state, now_ns, peek, poke, pthread_sigmask, sigemptyset, sigfillset, sigset_t, store,
 )
 from fastpool._nursery cimport install, nursery
 from fastpool._packed cimport KEEP_BYTES
+from fastpool._references cimport Exchange
+from fastpool._signals cimport is_main
+from fastpool._timing cimport Timing
 
 from collections.abc import Iterable
 
 import numpy
 
-from fastpool.errors import DamagedMemoryError
+from fastpool.errors import DamagedMemoryError, Interruption
 
 cdef extern from "Python.h":
     ctypedef object (*vectorcallfunc)(object callable, PyObject *const *args, size_t nargsf, PyObject *kwnames)
@@ -38,6 +42,8 @@ cdef extern from "Python.h":
     object PyObject_VectorcallDict(object callable, PyObject *const *args, size_t nargsf, PyObject *kwdict)
     object PyLong_FromLongLong(long long value)
     object PyFloat_FromDouble(double value)
+    unsigned long PyThread_get_thread_ident() nogil
+    int PyThreadState_SetAsyncExc(unsigned long thread, PyObject *error)
 
 # ---------------------------------------------------------------- arguments
 
@@ -46,9 +52,9 @@ cdef enum:
     POSITIONAL = 1
     KEYWORD = 2
 
-cdef dict shapes = {tuple: POSITIONAL, list: POSITIONAL, dict: KEYWORD, str: SINGLE, bytes: SINGLE}
+cdef dict common_shapes = {tuple: POSITIONAL, list: POSITIONAL, dict: KEYWORD, str: SINGLE, bytes: SINGLE}
 
-cdef int shape_of(object element) except -1:
+cdef int shape_of(object element, dict shapes) except -1:
     """How an element becomes arguments: iterables are unpacked, but not str, bytes and arrays; dicts by keyword."""
     cdef object kind = type(element)
     cdef object known = shapes.get(kind)
@@ -82,10 +88,12 @@ cdef struct Look:  # what a worker that has nothing to do looks at
     uint64_t number     # of the job it joined
     bint starved        # it waits for input of that job; else for another job
     bint abandoned      # it takes nothing more of that job
+    bint in_turn        # that job is ordered: this worker takes certain units,
+    uint64_t unit       # the next one
 
 cdef int has_work(void *context) noexcept nogil:
     cdef Look *look = <Look *>context
-    cdef uint64_t word, total
+    cdef uint64_t word, total, index
     if load(look.control.command) != 0:
         return 1
     word = load(look.segment.gate.claim)
@@ -95,10 +103,20 @@ cdef int has_work(void *context) noexcept nogil:
         return 1
     if look.abandoned:
         return 0
-    if fp_claim_index(word) < load(look.segment.job.avail):
+    index = look.unit if look.in_turn else fp_claim_index(word)
+    if index < load(look.segment.job.avail):
         return 1
     total = load(look.segment.job.total)
-    return look.starved and total != FP_TOTAL_UNKNOWN and fp_claim_index(word) >= total
+    return look.starved and total != FP_TOTAL_UNKNOWN and index >= total
+
+
+cdef struct Sentence:  # what a worker waits for whose call is condemned
+    const fp_control *control
+    uint64_t until
+
+cdef int is_pardoned(void *context) noexcept nogil:
+    cdef Sentence *sentence = <Sentence *>context
+    return load(sentence.control.condemned) != sentence.until or load(sentence.control.command) == FP_CMD_QUIT
 
 
 cdef enum:
@@ -110,6 +128,7 @@ cdef class Elements:
     """The elements of a run, one after another, for the loop that calls the function with them."""
     cdef LaneEncoder out
     cdef Decoder decoder
+    cdef Timing timing                 # None: nobody asks how long tasks take
     cdef const fp_control *control
     cdef uint64_t job
     cdef int kind                      # of the items, or OF_RANGE
@@ -117,6 +136,9 @@ cdef class Elements:
     cdef const unsigned char *end
     cdef int64_t value                 # the next one of a range
     cdef int64_t step
+    cdef list objects                  # where the items are references
+    cdef Py_ssize_t index              # the next one
+    cdef bint copied                   # they are arrays of the caller's
     cdef uint64_t left                 # elements whose result is not committed
     cdef bint foreign                  # this process is a fork that a task made
     cdef int doing                     # for whoever asks after an exception
@@ -137,6 +159,11 @@ cdef class Elements:
         elif self.kind == FP_KIND_INT64:
             self.item += 8
             self.element = PyLong_FromLongLong((<const int64_t *>(self.item - 8))[0])
+        elif self.kind == FP_KIND_OBJECT:
+            self.index += 1
+            self.element = self.objects[self.index - 1]
+            if self.copied:
+                self.element = self.element.copy("K")
         else:
             self.element = None  # its memory may be the next one's
             self.element = self.decoder.item(self.kind, &self.item, self.end)
@@ -160,19 +187,27 @@ cdef class Elements:
 
     cdef inline int commit(self, result) except -1:
         """The current element's result."""
-        self.doing = ENCODING
         if self.foreign:
             raise SystemExit(0)  # the task has returned in a fork of its own: see run_elements
+        if self.timing is not None:
+            self.timing.end(self.element, self.out.waited_ns, self.left == 1)
+        self.doing = ENCODING
         if self.out.plan is not None:
             self.out.settle(result)
         put(self.out, result)
+        if self.timing is not None and (self.out.kind < 0 or self.out.kind > FP_KIND_NONE):
+            self.timing.begin(self.out.waited_ns)  # to encode it may have taken long
         self.left -= 1
         return 0
 
 
 cdef void hold_signals(sigset_t *before) noexcept:
+    """In a process. The signals of a thread's process are none of its business."""
     cdef sigset_t every
-    sigfillset(&every)
+    if is_main():
+        sigfillset(&every)
+    else:
+        sigemptyset(&every)
     pthread_sigmask(SIG_BLOCK, &every, before)
 
 cdef int hear_signals() except -1:
@@ -194,8 +229,9 @@ cdef class Loop:
     host : object
         ``adopt(version, blob)`` returns the task function and its leading arguments, or None if this worker cannot have
         the function in its current form; ``initialize()``, ``finalize()``, ``flush()``;
-        ``describe(error, what, task, element)`` returns the pickled description of an exception; ``dumps`` and
-        ``loads`` are for what has no record of its own kind.
+        ``describe(error, what, task, element)`` returns the description of an exception, as the parent is to get it,
+        ``describe_arguments(element)`` that of arguments; ``dumps`` and ``loads`` are for what has no record of its own
+        kind.
     """
     cdef Segment segment
     cdef uint32_t worker
@@ -203,6 +239,7 @@ cdef class Loop:
     cdef LaneEncoder out
     cdef Decoder decoder
     cdef Elements elements
+    cdef Timing timing
     cdef fp_line *line
     cdef Look look
     cdef object function
@@ -216,6 +253,13 @@ cdef class Loop:
     cdef fp_terms terms       # of the job it joined
     cdef uint64_t task_ns     # measured; 0: not known
     cdef uint64_t tasks
+    cdef dict shapes          # of elements, by type
+    # Of a worker that is a thread. All of these are read and written under the GIL.
+    cdef Exchange exchange    # None: it is a process
+    cdef unsigned long thread
+    cdef bint inside          # it runs code of the user's, in which it touches nothing of the segment's
+    cdef bint dismissed       # nobody wants anything of it any more
+    cdef bint interrupted     # an Interruption may be under way to it
 
     def __cinit__(self, Segment segment, uint32_t worker, host):
         self.segment = segment
@@ -223,11 +267,14 @@ cdef class Loop:
         self.host = host
         self.line = fp_line_of(segment.at, worker)
         segment.adopt_heap(worker)
-        self.out = LaneEncoder(segment, worker)
+        self.exchange = segment.exchange
+        self.out = LaneEncoder(segment, worker) if self.exchange is None else ReferenceEncoder(segment, worker)
+        self.shapes = dict(common_shapes)
         self.out.dumps = host.dumps
         self.decoder = Decoder(segment, segment.lanes, True)
         self.decoder.loads = host.loads
         self.leading = ()
+        self.timing = Timing(segment, worker, host.describe_arguments)
         self.elements = Elements()
         self.elements.out = self.out
         self.elements.decoder = self.decoder
@@ -259,32 +306,40 @@ cdef class Loop:
 
     def run(self) -> None:
         """The worker's life. An exception that comes outside of the user's functions ends it, and is reported."""
+        self.thread = PyThread_get_thread_ident()
         try:
             self.live()
         except BaseException as error:  # of a signal handler that ran between tasks, or of our own
             if self.elements.foreign:
                 self.host.end_fork(error)
+            if self.dismissed:  # as a process that is killed: without a last word
+                self.clear_interruption()
+                return
             if peek(self.line.state) == FP_EXITED:
                 raise
             self.out.close()
             self.out.phase = FP_PHASE_INIT
             self.out.number = 0
             self.report(error, "worker", None, None)
-            self.ran = False  # after an error exit functions do not run
+            if not self.terms.flags & FP_JOB_ALWAYS_EXIT:
+                self.ran = False
             self.leave()
 
     cdef int live(self) except -1:
         """Work until told to stop, or until the job says so, or the lifespan is over."""
         cdef uint64_t first, count
         cdef int found
-        install(self.segment, self.worker)
+        if self.exchange is None:
+            install(self.segment, self.worker)
         store(self.line.started_ns, now_ns())
         self.become(FP_IDLE)
         while True:
+            if self.dismissed or load(self.look.control.command) == FP_CMD_QUIT:
+                self.dismissed = True
+                raise Interruption()
             found = FP_CLAIM_CLOSED
             if not (self.look.abandoned and self.gate_is_ours()):
-                found = claim_next(self.segment.at, self.worker, &self.terms, self.budget(), self.task_ns,
-                                   &first, &count)
+                found = self.claim(&first, &count)
             if found == FP_CLAIM_OTHER:
                 if not self.join():
                     break
@@ -301,10 +356,68 @@ cdef class Loop:
                 self.rest(found == FP_CLAIM_STARVED)
         self.leave()
 
+    cdef int claim(self, uint64_t *first, uint64_t *count) noexcept:
+        """Claim the next units of the job: FP_CLAIM_*."""
+        cdef int found
+        if not self.look.in_turn:
+            return claim_next(self.segment.at, self.worker, &self.terms, self.budget(), self.task_ns, first, count)
+        found = claim_own(self.segment.at, self.worker, &self.terms, self.look.unit)
+        if found == FP_CLAIM_OK:
+            first[0] = self.look.unit
+            count[0] = 1
+            self.look.unit += self.terms.n_workers
+        return found
+
     def disown(self) -> None:
         """In a fork of the worker: it must not act as the worker."""
         self.elements.foreign = True
-        nursery.off = True
+        if self.exchange is None:
+            nursery.off = True
+
+    # ------------------------------------------------------------ a thread's end
+
+    def dismiss(self) -> None:
+        """From any thread: begin nothing more, drop what is being done, and end, as a process does that is killed.
+
+        Code of the user's that it runs gets an :class:`fastpool.errors.Interruption` as soon as that is Python; not if
+        it is what calls this.
+        """
+        self.dismissed = True
+        if self.inside and not self.interrupted and self.thread != PyThread_get_thread_ident():
+            self.interrupted = True
+            PyThreadState_SetAsyncExc(self.thread, <PyObject *>Interruption)
+
+    def sever(self) -> bool:
+        """From any thread: after :meth:`dismiss`, is nothing of the segment's touched any more?
+
+        Not while code of the user's runs, and so never again: the lane may be a successor's, the segment may go. If the
+        worker is elsewhere, it will find out by itself that it was dismissed.
+        """
+        return self.dismissed and self.inside
+
+    cdef inline int enter(self) except -1:
+        """Code of the user's begins."""
+        if self.dismissed:
+            self.heed()
+        self.inside = True
+        return 0
+
+    cdef inline int come_out(self) except -1:
+        """It has ended, without an exception."""
+        if self.dismissed:
+            self.heed()
+        self.inside = False
+        return 0
+
+    cdef int heed(self) except -1:
+        """The worker was dismissed: out of here."""
+        self.clear_interruption()
+        raise Interruption()
+
+    cdef void clear_interruption(self) noexcept:
+        """It may be too late for it to be raised where it was meant."""
+        if self.interrupted:
+            PyThreadState_SetAsyncExc(self.thread, NULL)
 
     cdef bint gate_is_ours(self):
         return fp_claim_number(load(self.segment.at.gate.claim)) == self.terms.number & NUMBER_MASK
@@ -325,7 +438,7 @@ cdef class Loop:
         self.out.close()
         claim_drop(self.segment.at, self.worker)
         self.flush()
-        if nursery.blocks:
+        if self.exchange is None and nursery.blocks:
             nursery.blocks = False
             self.segment.trim_heap(self.worker)
         self.become(FP_IDLE)
@@ -384,6 +497,8 @@ cdef class Loop:
                 return True
         self.look.number = self.terms.number
         self.look.abandoned = False
+        self.look.in_turn = (self.terms.flags & FP_JOB_ORDERED) != 0
+        self.look.unit = self.terms.turn
         self.task_ns = 0
         self.out.phase = FP_PHASE_INIT
         self.out.job = self.terms.number
@@ -406,6 +521,7 @@ cdef class Loop:
         cdef object argument
         self.function, self.leading = function, leading
         self.elements.job = self.terms.number
+        self.elements.timing = self.timing if self.terms.flags & FP_JOB_INSIGHTS else None
         self.n_leading = len(leading)
         self.reserve(self.n_leading + 16)
         for i in range(self.n_leading):
@@ -420,12 +536,13 @@ cdef class Loop:
         claim_drop(self.segment.at, self.worker)
         self.become(FP_EXITING)
         if self.ran:
+            self.ran = False  # once, whatever comes
             self.out.phase = FP_PHASE_EXIT
             self.out.number = 0
             what = "worker_exit"
             try:
                 if self.host.has_exit():
-                    value = self.host.finalize()
+                    value = self.call_timed(self.host.finalize, self.terms.exit_limit)
                     what = "exit result"
                     self.out.put(value)
             except BaseException as error:
@@ -448,7 +565,7 @@ cdef class Loop:
             self.out.phase = FP_PHASE_INIT
             self.out.number = 0
             try:
-                self.host.initialize()
+                self.call_timed(self.host.initialize, self.terms.init_limit)
             except BaseException as error:
                 self.report(error, "worker_init", None, None)
                 self.out.close()
@@ -464,7 +581,10 @@ cdef class Loop:
         cdef fp_job *job = &self.segment.at.job
         cdef fp_feed_slot *slot
         cdef uint64_t since, done, took
+        cdef uint64_t unit = first
         cdef bint complete
+        if peek(self.look.control.abandon) >= self.terms.number:
+            return False
         if first + count >= load(job.hungry_at):
             self.out.tell_parent()
         if not self.initialize():
@@ -474,13 +594,19 @@ cdef class Loop:
         self.out.phase = FP_PHASE_TASK
         self.out.waited_ns = 0
         since = now_ns()
+        if self.elements.timing is not None:
+            self.timing.begin(0)
         if first < self.terms.range_units:
             self.out.number = first
             complete = self.run_range(first, count)
         else:
             slot = fp_feed_of(self.segment.at, first)
             first = self.out.number = slot.first + slot.skip
-            complete = self.run_chunk(<const unsigned char *>fp_at(self.segment.at, slot.offset), slot.bytes, slot.skip)
+            if self.exchange is not None:
+                complete = self.run_objects(self.exchange.chunk(unit % FP_FEED_SLOTS), slot.skip)
+            else:
+                complete = self.run_chunk(
+                    <const unsigned char *>fp_at(self.segment.at, slot.offset), slot.bytes, slot.skip)
         done = self.out.number - first
         self.out.close()
         took = now_ns() - since - self.out.waited_ns
@@ -522,6 +648,16 @@ cdef class Loop:
                 return False
         return True
 
+    cdef bint run_objects(self, list objects, uint64_t skip) except -1:
+        """The same in a thread, of a chunk that is a list."""
+        cdef Elements elements = self.elements
+        elements.kind = FP_KIND_OBJECT
+        elements.objects = objects
+        elements.index = skip
+        elements.copied = self.exchange.copied
+        elements.left = 0 if objects is None else len(objects) - skip
+        return self.run_elements(elements)
+
     cdef bint run_record(self, int kind, uint64_t count, uint64_t done, const unsigned char *item,
                          const unsigned char *end) except -1:
         """Tasks whose elements are the items of one record, but for the first `done`."""
@@ -541,30 +677,42 @@ cdef class Loop:
                 if not self.terms.flags & FP_JOB_KEEP_GOING or elements.failed_for_good:
                     return False
         finally:
+            if not self.dismissed:
+                self.timing.show()
             self.out.relax()
-            elements.element = None  # keep nothing alive between runs
+            elements.element = elements.objects = None  # keep nothing alive between runs
         return elements.left == 0
 
     cdef bint run_until_failure(self, Elements elements) except -1:
         """Call the function with each element, and commit each result, up to the first that fails, which is reported.
         False: there was one."""
         cdef object result
-        cdef bytes description
+        cdef object description
         cdef sigset_t before
         try:
+            if self.terms.task_limit:
+                while elements.advance():
+                    elements.commit(self.call_task_timed(elements))
+                return True
             while elements.advance():
+                self.enter()
                 if elements.kind < FP_KIND_PICKLE:
                     result = self.call_single(elements.element)
                 else:
                     result = self.call(elements.element)
+                self.come_out()
                 elements.commit(result)
             return True
         except BaseException as error:
             if elements.foreign:
                 self.host.end_fork(error)
+            self.enter()  # an exception has methods of the user's
             hold_signals(&before)  # until it is reported: a handler's exception would be the second
             try:
                 description = self.describe(error, phrases[elements.doing], self.out.number, elements.element)
+                self.come_out()
+                if elements.timing is not None and elements.doing != ENCODING:
+                    elements.timing.end(elements.element, self.out.waited_ns, True)
             except BaseException:
                 pthread_sigmask(SIG_SETMASK, &before, NULL)
                 raise
@@ -579,6 +727,60 @@ cdef class Loop:
             pthread_sigmask(SIG_SETMASK, &before, NULL)
         return False
 
+    # ------------------------------------------------------------ calls
+
+    cdef object call_task_timed(self, Elements elements):
+        """Call with the current element, and let the parent see when its time is over."""
+        cdef uint64_t until = self.begin_call(self.terms.task_limit)
+        try:
+            self.enter()
+            if elements.kind < FP_KIND_PICKLE:
+                return self.call_single(elements.element)
+            return self.call(elements.element)
+        finally:
+            self.come_out()
+            self.end_call(until)
+
+    cdef object call_timed(self, method, uint64_t limit):
+        """Call a method of the host that runs a function of the user's, the same way if it has a limit."""
+        cdef uint64_t until = self.begin_call(limit) if limit else 0
+        try:
+            self.enter()
+            return method()
+        finally:
+            self.come_out()
+            if limit:
+                self.end_call(until)
+
+    cdef inline uint64_t begin_call(self, uint64_t limit) noexcept:
+        cdef uint64_t until = now_ns() + limit
+        fp_call_begin(self.line, until)
+        return until
+
+    cdef inline int end_call(self, uint64_t until) except -1:
+        """The user's function has returned."""
+        if not self.elements.foreign and fp_call_end(self.line, self.look.control, until, self.segment.at.fence_each):
+            self.await_sentence(until)
+        return 0
+
+    cdef int await_sentence(self, uint64_t until) except -1:
+        """The call took too long, and nothing comes of it: the parent is about to kill this process, or dismisses this
+        thread. It returns if the parent finds that the call was over before."""
+        cdef Sentence sentence
+        sentence.control = self.look.control
+        sentence.until = until
+        raised = None
+        while not is_pardoned(&sentence):
+            try:
+                self.segment.wait_as_worker(self.worker, is_pardoned, &sentence)
+            except BaseException as error:  # of a signal handler
+                raised = error
+        if self.dismissed:
+            self.heed()
+        if raised is not None:
+            raise raised
+        return 0
+
     cdef inline object call_single(self, object element):
         """Call with one argument after the leading ones."""
         cdef PyObject **args = self.args + 1
@@ -590,7 +792,7 @@ cdef class Loop:
 
     cdef object call(self, object element):
         """Call with an element that may have to be unpacked."""
-        cdef int shape = shape_of(element)
+        cdef int shape = shape_of(element, self.shapes)
         cdef Py_ssize_t n = self.n_leading
         cdef Py_ssize_t i
         cdef tuple given
@@ -612,15 +814,19 @@ cdef class Loop:
 
     cdef int report(self, error, str what, task, element) except -1:
         """Send the description of an exception in the place of a result. No signal handler runs meanwhile."""
+        cdef object description
         cdef sigset_t before
+        self.enter()
         hold_signals(&before)
         try:
-            self.out.put_error(self.describe(error, what, task, element))
+            description = self.describe(error, what, task, element)
+            self.come_out()
+            self.out.put_error(description)
         finally:
             pthread_sigmask(SIG_SETMASK, &before, NULL)
         return 0
 
-    cdef bytes describe(self, error, str what, task, element):
+    cdef object describe(self, error, str what, task, element):
         """The description of an exception, while signals are held."""
         hear_signals()
         return self.host.describe(error, what, task, element)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy
@@ -13,6 +14,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from fastpool._codec import is_placed
 from fastpool._native import Arena, Place, Segment, SharedBlock
 from fastpool._plan import is_public, is_spoiled, make_plan
+from fastpool._references import Places
 from fastpool.machine import memory_bytes
 
 Array = numpy.ndarray[Any, Any]
@@ -61,19 +63,48 @@ def empty(shape: int | Sequence[int], dtype: DTypeLike = float) -> Array:
 
     Raises
     ------
-    TypeError
-        The dtype holds Python objects.
+    TypeError, ValueError
+        The dtype holds Python objects; or a parameter has a wrong type or value.
     MemoryError
         Half of the memory this process may use is taken by such arrays.
     """
-    kind = numpy.dtype(dtype)
-    if kind.hasobject:
-        raise TypeError(f"dtype must not hold Python objects, which cannot be shared: {kind}")
-    template = numpy.broadcast_to(numpy.zeros((), kind), shape)  # numpy's own checks of the shape
+    kind = _checked_dtype(dtype)
+    _refuse_objects("dtype", kind)
+    template = _template(_checked_shape(shape), kind)
     block = shared_memory().allocate(template.nbytes)
     if block is None:
         raise MemoryError(f"fastpool: no shared memory left for an array of {template.nbytes} bytes")
     return numpy.ndarray(template.shape, template.dtype, buffer=block)  # type: ignore[arg-type]
+
+
+def _checked_dtype(dtype: DTypeLike) -> numpy.dtype[Any]:
+    try:
+        return numpy.dtype(dtype)
+    except TypeError as error:
+        raise TypeError(f"dtype must be a data-type of numpy's, not {dtype!r}") from error
+
+
+def _refuse_objects(name: str, dtype: numpy.dtype[Any]) -> None:
+    if dtype.hasobject:
+        raise TypeError(f"{name} must not hold Python objects, which cannot be shared: {dtype}")
+
+
+def _checked_shape(shape: Any) -> tuple[int, ...]:
+    sizes = tuple(shape) if isinstance(shape, Iterable) and not isinstance(shape, (str, bytes)) else (shape,)
+    for size in sizes:
+        if isinstance(size, bool) or not hasattr(size, "__index__"):
+            raise TypeError(f"shape must be an int or a sequence of ints, not of {type(size).__name__}")
+        if operator.index(size) < 0:
+            raise ValueError(f"shape must not be negative: it has {operator.index(size)}")
+    return tuple(map(operator.index, sizes))
+
+
+def _template(shape: tuple[int, ...], dtype: numpy.dtype[Any]) -> Array:
+    """An array of this shape that takes no memory."""
+    try:
+        return numpy.broadcast_to(numpy.zeros((), dtype), shape)
+    except ValueError as error:
+        raise ValueError(f"shape must be one that a numpy array can have, not {shape}") from error
 
 
 def asshared(array: ArrayLike) -> Array:
@@ -96,6 +127,7 @@ def asshared(array: ArrayLike) -> Array:
     given = numpy.asarray(array)
     if is_public(given):
         return given
+    _refuse_objects("array", given.dtype)
     shared = empty(given.shape, given.dtype)
     shared[...] = given
     return shared
@@ -194,9 +226,12 @@ class Joiner:
 
     def _takes_results(self, out: Array) -> bool:
         """Can workers write into this array, task by task? Not over another task's input."""
-        if type(out) is not numpy.ndarray or not is_public(out) or not out.flags.c_contiguous or not out.ndim:
+        if type(out) is not numpy.ndarray or not self._reaches(out) or not out.flags.c_contiguous or not out.ndim:
             return False
         return len(out) == self.rows and (same_place(out, self.slices.array) or not overlap(out, self.slices.array))
+
+    def _reaches(self, out: Array) -> bool:
+        return is_public(out)
 
     @property
     def rows(self) -> int:
@@ -218,10 +253,13 @@ class Joiner:
         nbytes = kind.dtype.itemsize * math.prod(kind.shape) * self.rows
         if nbytes < LEAST_PLANNED:
             return
-        if self.reach():
+        if self._takes_private():
             self._use(numpy.empty((self.rows, *kind.shape), kind.dtype))
         elif (block := self.segment.allocate(nbytes, keep_reserve=True)) is not None:
             self._use(numpy.ndarray((self.rows, *kind.shape), kind.dtype, buffer=block))  # type: ignore[arg-type]
+
+    def _takes_private(self) -> bool:
+        return self.reach()
 
     @property
     def found(self) -> RowKind | None:
@@ -300,6 +338,22 @@ class Joiner:
         else:
             numpy.copyto(self.out, joined, casting="same_kind")
         return self.out
+
+
+class ThreadJoiner(Joiner):
+    """The same where workers are threads: they reach any array, and copy their results to their places."""
+
+    def _reaches(self, out: Array) -> bool:
+        return True
+
+    def _takes_private(self) -> bool:
+        return True
+
+    def _use(self, whole: Array) -> None:
+        assert self.segment.exchange is not None
+        self.considered = True
+        self.whole = whole
+        self.segment.exchange.places = Places(whole, self.slices.starts)
 
 
 def overlap(a: Array, b: Array) -> bool:

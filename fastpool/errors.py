@@ -104,6 +104,51 @@ def likely_cause(exitcode: int | None, state: str, start_method: str) -> str:
     return ""
 
 
+class WorkerTimeoutError(FastpoolError, TimeoutError):
+    """A task, `worker_init` or `worker_exit` ran for longer than its limit, and the worker that it ran in was ended.
+
+    A process was killed; a thread was interrupted, or, where it did not run Python code, abandoned.
+
+    Attributes
+    ----------
+    worker_id : int
+    pid : int
+    phase : str
+        ``"task"``, ``"worker_init"``, ``"worker_exit"``.
+    function : str
+        Its name.
+    limit : float
+        What `task_timeout`, `worker_init_timeout` or `worker_exit_timeout` was: seconds.
+    task : int or None
+        Number (position in the input) of the task.
+    """
+
+    def __init__(self, worker_id: int, pid: int, phase: str, function: str, limit: float, task: int | None) -> None:
+        super().__init__(worker_id, pid, phase, function, limit, task)  # OSError takes two to five for its own
+        self.worker_id = worker_id
+        self.pid = pid
+        self.phase = phase
+        self.function = function
+        self.limit = limit
+        self.task = task
+
+    def __str__(self) -> str:
+        what = self.phase if self.task is None else f"task {self.task}"
+        return (
+            f"{what} ({self.function}) ran for longer than {self.phase}_timeout={self.limit} seconds; its worker "
+            f"{self.worker_id} (pid {self.pid}) was ended. Either it is stuck (a lock, a connection without a timeout "
+            "of its own) or it needs more time: `faulthandler.dump_traceback_later(seconds)` as its first line shows "
+            f"where it is, a larger {self.phase}_timeout lets it go on."
+        )
+
+
+class Interruption(BaseException):
+    """Raised in the user's code by a worker that is a thread, when its pool ends: the task's result is not wanted.
+
+    Not an error: nobody else ever gets to see it.
+    """
+
+
 class SerializationError(FastpoolError, pickle.PicklingError):
     """A function, argument, result or exception could not be turned into bytes, or back.
 

@@ -6,17 +6,22 @@ import math
 import operator
 import sys
 from collections.abc import Iterable, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy
 
 from fastpool.arrays import Array, Slices, cut
 from fastpool.functions import Function, Functions
-from fastpool.options import PoolOptions, check_int, shorten
+from fastpool.options import PoolOptions, check_flag, check_int, shorten
+from fastpool.progress import BarOptions, make_bar_options
+from fastpool.timeouts import NO_LIMITS, Limits, check_seconds
 
 INT64 = range(-(2**63), 2**63)
+EXIT_SECONDS = 5.0  # for the task that a worker is at and its exit function, where no worker_exit_timeout is given
+MOST_SECONDS = 1e6  # that the system's calls take
 MOST_RESULTS = sys.maxsize // 8
+CALLER = 4  # frames up from here: who called the pool's method
 MOST_UNITS = 2**40 - 2  # of the claim word; longer ranges are iterated
 
 
@@ -47,6 +52,18 @@ class MapJob:
         A failed task's exception is its result, and the map goes on.
     retries : int
         How often a task whose worker died is given to another one.
+    limits : Limits
+        How long a call of each function may take.
+    always_exit : bool
+        Exit functions run also in workers that end because of an error, or of `terminate`.
+    in_turn : bool
+        Chunk i goes to worker i modulo the number of workers.
+    lazy : bool
+        Results are handed out one by one while the map runs.
+    bar : BarOptions or None
+        The progress bar, if there is to be one.
+    ordered : bool
+        In the order of the input, not as they come.
     """
 
     functions: Functions
@@ -60,6 +77,12 @@ class MapJob:
     out: Array | None = None
     return_exceptions: bool = False
     retries: int = 0
+    limits: Limits = NO_LIMITS
+    bar: BarOptions | None = None
+    always_exit: bool = False
+    in_turn: bool = False
+    lazy: bool = False
+    ordered: bool = True
 
     @property
     def outlives_workers(self) -> bool:
@@ -67,9 +90,18 @@ class MapJob:
         return self.return_exceptions or self.retries > 0
 
     @property
+    def patience(self) -> float | None:
+        """Seconds in which workers come to their end, with their exit functions, when the map fails. None: they are
+        killed."""
+        if not self.always_exit:
+            return None
+        limit = self.limits.worker_exit
+        return EXIT_SECONDS if limit is None else min(limit, MOST_SECONDS)
+
+    @property
     def as_range(self) -> range | None:
-        """The input as a range that workers can compute from three 64-bit integers, or None."""
-        if type(self.iterable) is not range:
+        """The input as a range whose tasks workers claim and compute from three 64-bit integers, or None."""
+        if type(self.iterable) is not range or self.in_turn:
             return None
         whole = self.iterable if self.limit is None else self.iterable[: self.limit]
         if not whole:
@@ -81,6 +113,7 @@ class MapJob:
 
 
 def make_map_job(
+    options: PoolOptions,
     func: Function,
     iterable_of_args: Iterable[Any],
     iterable_len: int | None,
@@ -90,13 +123,22 @@ def make_map_job(
     worker_lifespan: int | None,
     worker_init: Function | None,
     worker_exit: Function | None,
-    concatenate_numpy_output: bool,
-    out: Array | None,
+    progress_bar: bool,
+    task_timeout: float | None,
+    worker_init_timeout: float | None,
+    worker_exit_timeout: float | None,
+    progress_bar_options: dict[str, Any] | None,
+    progress_bar_style: str | None,
     return_exceptions: bool,
     retries: int,
-    options: PoolOptions,
+    always_exit: bool,
+    concatenate_numpy_output: bool = False,
+    out: Array | None = None,
+    *,
+    lazy: bool,
+    ordered: bool,
 ) -> MapJob:
-    """Check the arguments of a map.
+    """Check the arguments of a map, which :class:`fastpool.WorkerPool` documents.
 
     Raises
     ------
@@ -106,42 +148,49 @@ def make_map_job(
     _check_callable("func", func, optional=False)
     _check_callable("worker_init", worker_init)
     _check_callable("worker_exit", worker_exit)
-    if not isinstance(iterable_of_args, Iterable) and not hasattr(iterable_of_args, "__getitem__"):
-        raise TypeError(f"iterable_of_args must be an iterable, not {type(iterable_of_args).__name__}")
+    check_iterable("iterable_of_args", iterable_of_args)
     iterable_len = check_int("iterable_len", iterable_len, least=0)
-    max_tasks_active = check_int("max_tasks_active", max_tasks_active, least=1)
     n_splits = check_int("n_splits", n_splits, least=1)
     worker_lifespan = check_int("worker_lifespan", worker_lifespan, least=1)
-    chunk_size = _check_chunk_size(chunk_size)
-    for name, value in (
-        ("concatenate_numpy_output", concatenate_numpy_output),
-        ("return_exceptions", return_exceptions),
-    ):
-        if not isinstance(value, bool):
-            raise TypeError(f"{name} must be a bool, not {type(value).__name__}")
-    if retries is None:
-        raise TypeError("retries must be an int, not NoneType")
-    retries = check_int("retries", retries, least=0) or 0
+    chunk_size = check_chunk_size(chunk_size)
+    check_flag("concatenate_numpy_output", concatenate_numpy_output)
+    check_flag("return_exceptions", return_exceptions)
+    check_flag("always_exit", always_exit)
     _check_out(out, iterable_of_args, concatenate_numpy_output, return_exceptions)
-    functions = Functions(func, worker_init, worker_exit)
-    lifespan = None if worker_lifespan is None else min(worker_lifespan, MOST_UNITS)
+    job = MapJob(
+        functions=Functions(func, worker_init, worker_exit),
+        iterable=iterable_of_args,
+        length=None,
+        limit=iterable_len,
+        chunk_size=chunk_size,
+        max_tasks_active=check_int("max_tasks_active", max_tasks_active, least=1),
+        worker_lifespan=None if worker_lifespan is None else min(worker_lifespan, MOST_UNITS),
+        return_exceptions=return_exceptions,
+        retries=check_int("retries", retries, least=0, optional=False) or 0,
+        limits=Limits(
+            check_seconds("task_timeout", task_timeout),
+            check_seconds("worker_init_timeout", worker_init_timeout),
+            check_seconds("worker_exit_timeout", worker_exit_timeout),
+        ),
+        bar=make_bar_options(progress_bar, progress_bar_options, progress_bar_style, CALLER),
+        always_exit=always_exit,
+        in_turn=options.order_tasks,
+        lazy=lazy,
+        ordered=ordered,
+    )
     if isinstance(iterable_of_args, numpy.ndarray):
         slices = _slices(iterable_of_args[:iterable_len], options, chunk_size, n_splits)
-        return MapJob(
-            functions,
-            slices,
-            len(slices),
-            None,
-            1.0,
-            max_tasks_active,
-            lifespan,
-            concatenate_numpy_output,
-            out,
-            return_exceptions,
-            retries,
+        return replace(
+            job,
+            iterable=slices,
+            length=len(slices),
+            limit=None,
+            chunk_size=1.0,
+            join=concatenate_numpy_output,
+            out=out,
         )
     length = _length(iterable_of_args, iterable_len)
-    if type(iterable_of_args) is range and length is not None and length > MOST_RESULTS:
+    if not lazy and type(iterable_of_args) is range and length is not None and length > MOST_RESULTS:
         raise ValueError(
             f"iterable_of_args has more elements than a list has places ({MOST_RESULTS}): give iterable_len"
         )
@@ -149,17 +198,7 @@ def make_map_job(
         if length is None:
             raise ValueError("n_splits needs a known number of tasks: give iterable_len, or an iterable with a length")
         chunk_size = MOST_UNITS if length // n_splits > MOST_UNITS else max(1.0, length / n_splits)
-    return MapJob(
-        functions=functions,
-        iterable=iterable_of_args,
-        length=length,
-        limit=iterable_len,
-        chunk_size=chunk_size,
-        max_tasks_active=max_tasks_active,
-        worker_lifespan=lifespan,
-        return_exceptions=return_exceptions,
-        retries=retries,
-    )
+    return replace(job, length=length, chunk_size=chunk_size)
 
 
 def _slices(array: Array, options: PoolOptions, chunk_size: float | None, n_splits: int | None) -> Slices:
@@ -169,20 +208,18 @@ def _slices(array: Array, options: PoolOptions, chunk_size: float | None, n_spli
 
 
 def _check_out(out: Any, iterable: Any, join: bool, return_exceptions: bool) -> None:
-    if isinstance(iterable, numpy.ndarray) and iterable.ndim == 0:
-        raise TypeError("iterable_of_args must have an axis to be cut along; this array has no dimensions")
     if out is None:
         return
     if not isinstance(out, numpy.ndarray):
         raise TypeError(f"out must be a numpy array or None, not {type(out).__name__}")
     if not isinstance(iterable, numpy.ndarray):
-        raise ValueError("out is for maps over a numpy array")
+        raise ValueError(f"out is for maps over a numpy array, not over a {type(iterable).__name__}")
     if not join:
         raise ValueError("out and concatenate_numpy_output=False exclude each other")
     if return_exceptions:
         raise ValueError("out and return_exceptions=True exclude each other: an exception has no place in an array")
     if not out.flags.writeable:
-        raise ValueError("out must be writeable")
+        raise ValueError("out must be writeable, not a read-only array")
 
 
 def _length(iterable: Iterable[Any], limit: int | None) -> int | None:
@@ -190,13 +227,13 @@ def _length(iterable: Iterable[Any], limit: int | None) -> int | None:
         step = iterable.step
         length: int | None = max(0, (iterable.stop - iterable.start + step - (1 if step > 0 else -1)) // step)
     else:
-        length = _said_length(iterable)
+        length = said_length(iterable)
     if limit is None:
         return length
     return limit if length is None else min(length, limit)
 
 
-def _said_length(iterable: Iterable[Any]) -> int | None:
+def said_length(iterable: Iterable[Any]) -> int | None:
     """What ``len`` says, if it can: some classes have it and raise, and it refuses more than sys.maxsize."""
     if not isinstance(iterable, Sized):
         return None
@@ -206,13 +243,32 @@ def _said_length(iterable: Iterable[Any]) -> int | None:
         return None
 
 
+def check_iterable(name: str, value: Any) -> None:
+    """Anything that can be iterated, also by index alone.
+
+    Raises
+    ------
+    TypeError
+    """
+    if not isinstance(value, Iterable) and not hasattr(value, "__getitem__"):
+        raise TypeError(f"{name} must be an iterable, not {type(value).__name__}")
+    if isinstance(value, numpy.ndarray) and value.ndim == 0:
+        raise TypeError(f"{name} must have an axis to be cut along; this array has no dimensions")
+
+
 def _check_callable(name: str, value: Any, optional: bool = True) -> None:
     if callable(value) or (optional and value is None):
         return
     raise TypeError(f"{name} must be callable{' or None' if optional else ''}, not {type(value).__name__}")
 
 
-def _check_chunk_size(value: Any) -> float | None:
+def check_chunk_size(value: Any) -> float | None:
+    """An optional number of tasks, on average.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
     if value is None:
         return None
     if isinstance(value, bool) or not (hasattr(value, "__index__") or isinstance(value, float)):

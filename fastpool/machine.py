@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
+CAN_PIN = hasattr(os, "sched_setaffinity")
 
 
 def cpu_count() -> int:
@@ -24,6 +27,38 @@ def cpu_count() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cpu_quota()
     return cores if quota is None else max(1, min(cores, quota))
+
+
+def can_run_on(cores: frozenset[int]) -> frozenset[int]:
+    """Those of these cores that the system would let this process, or its children, be pinned to.
+
+    Only an attempt can tell, and a thread that is over before this returns makes it: it changes nobody else's affinity.
+    """
+    ids = 1 + max(os.sysconf("SC_NPROCESSORS_CONF") - 1, *os.sched_getaffinity(0))  # of more, nobody has heard
+    granted: set[int] = set()
+    asked = {core for core in cores if core < ids}
+    if asked:
+        trial = threading.Thread(target=_try_cores, args=(asked, granted))
+        trial.start()
+        trial.join()
+    return frozenset(granted)
+
+
+def _try_cores(asked: set[int], granted: set[int]) -> None:
+    try:
+        os.sched_setaffinity(0, asked)
+    except OSError:  # none of them
+        return
+    granted.update(os.sched_getaffinity(0))
+
+
+def pin(cores: frozenset[int]) -> None:
+    """Pin this process to cores: all threads it has (numpy's, where the program was imported), and what they start."""
+    tasks = Path("/proc/self/task")
+    threads = [int(task.name) for task in tasks.iterdir()] if tasks.exists() else [0]
+    for thread in threads:
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.sched_setaffinity(thread, cores)
 
 
 def memory_bytes() -> int:

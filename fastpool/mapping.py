@@ -3,29 +3,96 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 from fastpool._feed import Feed
 from fastpool._plan import is_public
-from fastpool.arrays import Joiner, RowKind, Slices
+from fastpool.arrays import Joiner, RowKind, Slices, ThreadJoiner
 from fastpool.errors import DamagedMemoryError
 from fastpool.job import MapJob
+from fastpool.progress import Progress, show_progress
 from fastpool.recovery import Recovery
 from fastpool.remote import revive
-from fastpool.schedule import CHUNK_NS, Schedule, collect_grain
+from fastpool.schedule import CHUNK_NS, Schedule, bounded_grain, collect_grain
 from fastpool.supervisor import Supervisor
 
-JOB_LAST, JOB_KEEP_GOING = 1, 4
+JOB_LAST, JOB_KEEP_GOING, JOB_INSIGHTS, JOB_ALWAYS_EXIT, JOB_ORDERED = 1, 4, 8, 16, 32
 PATIENCE_NS = 5_000_000  # a chunk is not held back longer for elements that come slowly
 NO_LIMIT = 2**63
 NEVER = 2**64 - 1  # a unit that is never claimed
 FEW_TASKS = 16  # for each worker: so few may be too little work for a second worker
 MOMENT_NS = 200_000  # less than starting a worker takes
+LAZY_AHEAD = 1 << 17  # tasks that an ordered lazy map is ahead of what was handed out, if nothing else is said
+FLUSH_NS = 1_000_000  # results of a lazy map that are there are not held back longer
+
+Turn = Callable[["MapRun | None"], AbstractContextManager[None]]
 
 
 def run(supervisor: Supervisor, job: MapJob) -> Any:
     """Run a map to its end. On any error all workers are stopped, and the error is raised."""
-    return supervisor.map_call(job.functions, job.outlives_workers, lambda: MapRun(supervisor, job).results())
+
+    with show_progress(job.bar, job.length) as progress:
+
+        def whole() -> Any:
+            supervisor.begin(job.functions, job.outlives_workers, job.patience)
+            results = MapRun(supervisor, job, progress).results()
+            supervisor.complete()
+            return results
+
+        return supervisor.attempt(whole)
+
+
+def iterate(supervisor: Supervisor, job: MapJob, turn: Turn) -> Iterator[Any]:
+    """Run a map step by step, between which its results are handed out.
+
+    Parameters
+    ----------
+    supervisor : Supervisor
+    job : MapJob
+    turn : callable
+        Makes a context in which this thread alone uses the pool; what it is given is the lazy map that is to go on.
+    """
+    with show_progress(job.bar, job.length) as progress:
+        yield from _steps(supervisor, job, turn, progress)
+
+
+def _steps(supervisor: Supervisor, job: MapJob, turn: Turn, progress: Progress) -> Iterator[Any]:
+    run: MapRun | None = None
+    there: list[Any] = []  # when the map fails: results that can still be handed out
+
+    def step() -> list[Any] | None:
+        nonlocal run
+        if run is None:
+            supervisor.begin(job.functions, job.outlives_workers, job.patience)
+            run = supervisor.unfinished = MapRun(supervisor, job, progress)
+            run.begin()
+        try:
+            ready = run.more()
+        except Exception:
+            there.extend(supervisor.collector.hand_out())
+            raise
+        if ready is None:
+            supervisor.complete()
+        return ready
+
+    try:
+        while True:
+            with turn(run):
+                if run is None:
+                    supervisor.warn_of_changes(job.functions, stacklevel=3)
+                ready = supervisor.attempt(step)
+            if ready is None:
+                return
+            yield from ready
+    except Exception:
+        yield from there
+        raise
+    finally:
+        if run is not None and supervisor.unfinished is run:  # the generator is closed, or an interrupt came
+            with turn(run):
+                supervisor.leave()
 
 
 def _nobody() -> bool:
@@ -35,51 +102,90 @@ def _nobody() -> bool:
 class MapRun:
     """One map call: publishing, feeding, collecting, to the list of results."""
 
-    def __init__(self, supervisor: Supervisor, job: MapJob) -> None:
+    def __init__(self, supervisor: Supervisor, job: MapJob, progress: Progress) -> None:
         self.supervisor = supervisor
+        self.supervisor.limits = job.limits
         self.segment = supervisor.segment
         self.collector = supervisor.collector
         self.job = job
+        self.progress = progress
         self.n_jobs = supervisor.options.n_jobs
-        self.range = job.as_range
+        self.most_active = job.max_tasks_active
+        if self.most_active is None and job.lazy and job.ordered:
+            self.most_active = LAZY_AHEAD
+        # What of a range is given again comes at its end, and a lazy map may not read on to there.
+        self.range = None if job.lazy and job.outlives_workers else job.as_range
+        self.size = 0 if self.range is None else len(self.range)  # tasks of the range
         self.feed: Feed | None = None
         self.workers = self.n_jobs if job.length is None else min(self.n_jobs, job.length)
-        self.schedule = Schedule(job, self.n_jobs)
+        self.schedule = Schedule(job, self.n_jobs, self.most_active)
         self.chunk_bytes = NO_LIMIT if job.chunk_size is not None else supervisor.options.chunk_bytes
         self.before = self.segment.totals()
         self.joiner: Joiner | None = None
         self.recovery: Recovery | None = None  # if the map outlives its workers
         self.window = 0  # units of a range that may be claimed
+        self.all_gathered = False
+        self.is_over = False  # all results of a lazy map have been handed out
 
     def results(self) -> Any:
-        size = self._publish()
+        """All of them, when they are there."""
+        self.begin()
+        while not self._go_on():
+            if self.all_gathered:
+                self.supervisor.sleep(self._grain(), self.progress.deadline_ns)
+        results = self._finish()
+        return results if self.joiner is None else self._join(self.joiner, results)
+
+    def more(self) -> list[Any] | None:
+        """Of a lazy map the results that can be handed out next, as soon as there are some; None: that was all."""
+        while not self.is_over:
+            collected = self.collector.collected
+            self.is_over = self._go_on()
+            ready = self._finish() if self.is_over else self.collector.hand_out()
+            if ready:
+                return ready
+            if self.all_gathered and not self.is_over:
+                self._doze(self.collector.collected > collected)
+        return None
+
+    def begin(self) -> None:
+        """Make the job known, and have workers for it."""
+        self._publish()
         self.segment.wake(self.n_jobs)
         if not self.supervisor.living and self._is_little():
             self._try_one_worker()
-        while True:
-            all_gathered = self.supervisor.gather()
-            if self.joiner is not None:
-                self.joiner.consider(self.collector.sample)
-            if self.recovery is not None:
-                self._recover(self.recovery, size)
-            if self.feed is not None:
-                self._feed()
-            elif self.job.max_tasks_active is not None:
-                self._open_window(size)
-            if self._is_done():
-                break
-            if all_gathered:
-                self._check_none_lost()
-            self.supervisor.start_workers(self.workers, self._has_unclaimed)
-            if all_gathered:
-                self.supervisor.sleep(self._grain())
+
+    def _go_on(self) -> bool:
+        """Gather what is there, and decide what comes next. Returns whether the map is done."""
+        self.all_gathered = self.supervisor.gather()
+        self.progress.update(self.collector.collected, self._known_length)
+        if self.joiner is not None:
+            self.joiner.consider(self.collector.sample)
+        if self.recovery is not None:
+            self._recover(self.recovery)
+        if self.feed is not None:
+            self._feed()
+        elif self.most_active is not None:
+            self._open_window()
+        if self._is_done():
+            return True
+        if self.all_gathered:
+            self._check_none_lost()
+        self._start_workers(self.workers)
+        return False
+
+    def _doze(self, busy: bool) -> None:
+        """Sleep until there may be something to hand out: much, if tasks are quick; anything, if nothing comes soon."""
+        grain = self._stream_grain() if busy else 1
+        deadlines = [self.progress.deadline_ns, time.monotonic_ns() + FLUSH_NS if grain > 1 else None]
+        self.supervisor.sleep(grain, min((at for at in deadlines if at is not None), default=None))
+
+    def _finish(self) -> list[Any]:
+        """The results, or those that were not handed out yet."""
         if self.recovery is not None:  # so far nobody knew that no more would come
             self.segment.finish_input(self._published)
             self.segment.wake(self.n_jobs)
-        if self.feed is not None:
-            size = self.feed.tasks
-        results = self.collector.finish(size)
-        return results if self.joiner is None else self._join(self.joiner, results)
+        return self.collector.finish(self.size if self.feed is None else self.feed.tasks)
 
     @property
     def _input_rows(self) -> RowKind:
@@ -104,7 +210,9 @@ class MapRun:
     def _is_little(self) -> bool:
         """May this be too little work for a second worker? Only of input that does not keep us waiting, and where a
         worker comes up quickly."""
-        quick = self.supervisor.forks and (self.range is not None or type(self.job.iterable) in (list, tuple))
+        if not self.supervisor.inherits or self.job.in_turn:
+            return False
+        quick = self.range is not None or type(self.job.iterable) in (list, tuple)
         return quick and self.job.length is not None and self.job.length <= FEW_TASKS * self.n_jobs
 
     def _try_one_worker(self) -> None:
@@ -123,19 +231,20 @@ class MapRun:
                 self.supervisor.sleep(FEW_TASKS * self.n_jobs, deadline)
         self.workers = every
 
-    def _publish(self) -> int:
-        """Make the job known; returns the number of places in the list of results."""
+    def _publish(self) -> None:
         job, options = self.job, self.supervisor.options
-        size = len(self.range) if self.range is not None else 0
+        places = self.size
         whole = int(job.chunk_size) if job.chunk_size is not None else 0
         if self.range is None:
             self.feed = self._make_feed()
-            exact = type(job.iterable) in (list, tuple, range, Slices)
-            size = job.length if exact and job.length is not None else 0
+            exact = type(job.iterable) in (list, tuple, range, Slices) and not job.lazy
+            places = job.length if exact and job.length is not None else 0
         flags = (0 if options.keep_alive else JOB_LAST) | (JOB_KEEP_GOING if job.return_exceptions else 0)
-        self.window = 0 if self.range is None else min(size, job.max_tasks_active or size)
+        flags |= JOB_INSIGHTS if options.enable_insights else 0
+        flags |= (JOB_ALWAYS_EXIT if job.always_exit else 0) | (JOB_ORDERED if job.in_turn else 0)
+        self.window = min(self.size, self.most_active or self.size)
         number = self.segment.publish(
-            range_units=size if self.range is not None else 0,
+            range_units=self.size,
             flags=flags,
             range_start=self.range.start if self.range is not None else 0,
             range_step=self.range.step if self.range is not None else 0,
@@ -146,13 +255,15 @@ class MapRun:
             lifespan=job.worker_lifespan or 0,
             spec_blob=self.supervisor.blob,
             avail=self.window,
-            total=None if self.range is None or job.outlives_workers else size,
+            total=None if self.range is None or job.outlives_workers else self.size,
+            limits=job.limits.ns,
         )
         feed = self.feed
         if job.outlives_workers:
             self.recovery = self._make_recovery()
             feed = self.recovery.feed
-        self.collector.begin(number, size, feed, self._revive if job.return_exceptions else None)
+        revive = self._revive if job.return_exceptions else None
+        self.collector.begin(number, self.window if job.lazy else places, feed, revive, job.lazy, job.ordered)
         if job.join:
             assert isinstance(job.iterable, Slices)
             in_place = self.supervisor.keeps_places != self.supervisor.version
@@ -160,22 +271,26 @@ class MapRun:
             # Shared memory is worth its first touch where the next map, and workers that have it mapped, use it again.
             is_shared = options.keep_alive and expected is not None
             reach = _nobody if is_shared else self.supervisor.reach
-            self.joiner = Joiner(self.segment, job.iterable, job.out, reach, expected, in_place)
-        return size
+            kind = ThreadJoiner if self.supervisor.threads else Joiner
+            self.joiner = kind(self.segment, job.iterable, job.out, reach, expected, in_place)
 
     def _make_feed(self) -> Feed:
         job = self.job
         can_read = self.supervisor.can_read
         may_read = can_read is True
-        to_come = self.supervisor.forks and self.supervisor.living < self.workers
+        to_come = self.supervisor.inherits and self.supervisor.living < self.workers
         # Not of a list, whose elements a task may take out of it.
         may_inherit = to_come and can_read is not False and type(job.iterable) is Slices
         steady = type(job.iterable) in (list, tuple, Slices)
-        if isinstance(job.iterable, Slices) and (may_read or may_inherit or is_public(job.iterable.array)):
+        is_shared = isinstance(job.iterable, Slices) and is_public(job.iterable.array)
+        if isinstance(job.iterable, Slices) and (may_read or may_inherit or is_shared or self.supervisor.threads):
             self.schedule.ahead = len(job.iterable)  # chunks are no more than where they are
         unshare = isinstance(job.iterable, Slices) and self.supervisor.pays_to_unshare(job.iterable.array)
         serializer = self.supervisor.serializer
-        return Feed(self.segment, job.iterable, job.limit, serializer, steady, may_read, may_inherit, unshare)
+        copied = isinstance(job.iterable, Slices) and not is_shared
+        return Feed(
+            self.segment, job.iterable, job.limit, serializer, steady, may_read, may_inherit, unshare, copied=copied
+        )
 
     def _make_recovery(self) -> Recovery:
         job, values, feed = self.job, range(0), self.feed
@@ -183,17 +298,17 @@ class MapRun:
             assert self.range is not None
             values = self.range
             feed = Feed(self.segment, (), None, self.supervisor.serializer, base=len(values))
-        return Recovery(self.segment, self.collector, feed, values, job.retries, job.return_exceptions)
+        return Recovery(self.segment, self.collector, feed, values, job.retries, job.return_exceptions, job.in_turn)
 
     def _revive(self, worker_id: int, task: int, payload: Any) -> BaseException:
         error = revive(worker_id, task, payload, self.supervisor.serializer)
         self.supervisor.tell_of_dill(error)
         return error
 
-    def _recover(self, recovery: Recovery, size: int) -> None:
+    def _recover(self, recovery: Recovery) -> None:
         """Give to others what dead workers have left: of a range, when all of it may be claimed."""
         self.supervisor.settle(recovery)
-        if not recovery.is_open or (self.range is not None and self.window < size):
+        if not recovery.is_open or (self.range is not None and self.window < self.size):
             return
         if recovery.give_again():
             self.segment.wake(self.n_jobs)
@@ -207,6 +322,26 @@ class MapRun:
             return self.recovery.feed.published
         return self.segment.range_units if self.feed is None else self.feed.published
 
+    @property
+    def _known_length(self) -> int | None:
+        """Tasks in all, once the input has ended."""
+        return self.feed.tasks if self.feed is not None and self.feed.exhausted else self.job.length
+
+    def _start_workers(self, wanted: int) -> None:
+        """Start workers until there are `wanted`, as far as there is something for them; in an ordered job, those whose
+        chunks are there."""
+        if not self.job.in_turn:
+            self.supervisor.start_workers(wanted, self._has_unclaimed)
+            return
+        assert self.feed is not None
+        if self.supervisor.deaths or (self.recovery is not None and self.recovery.unsettled):
+            return  # what a dead worker has left of its chunk is not known yet
+        for worker_id in self.supervisor.free_lanes:
+            chunk = self.feed.next_for(worker_id, self.n_jobs)
+            if chunk < self.feed.published:
+                self.segment.begin_at(worker_id, chunk)
+                self.supervisor.start_worker(worker_id)
+
     def _has_unclaimed(self) -> bool:
         if self.feed is not None and not self.feed.exhausted:
             return True
@@ -216,15 +351,14 @@ class MapRun:
 
     def _is_done(self) -> bool:
         if self.feed is None:
-            assert self.range is not None
-            return self.collector.collected == len(self.range)
+            return self.collector.collected == self.size
         feed = self.feed
         return feed.exhausted and not feed.has_pending and self.collector.collected == feed.tasks
 
     def _check_none_lost(self) -> None:
         """Where all workers rested before the last gathering, what had been claimed by then has been gathered."""
         claimed = self.collector.rested_at
-        if claimed is None or (self.recovery is not None and self.recovery.is_open):
+        if claimed is None or (self.recovery is not None and self.recovery.is_open) or self.job.in_turn:
             return
         if self.feed is not None:
             lost = claimed >= self.feed.published and self.feed.outstanding > 0
@@ -241,14 +375,25 @@ class MapRun:
         if self.joiner is not None and not self.joiner.considered:
             return 1
         left = None if self.job.length is None else self.job.length - self.collector.collected
-        return collect_grain(left, self.n_jobs, self.job.max_tasks_active)
+        return collect_grain(left, self.n_jobs, self.most_active)
 
-    def _open_window(self, size: int) -> None:
-        assert self.job.max_tasks_active is not None
+    def _stream_grain(self) -> int:
+        """How many results of one worker come in the time for which they may be held back."""
+        task_ns = self._task_ns()
+        return 1 if task_ns is None else bounded_grain(FLUSH_NS / max(task_ns, 1), self.n_jobs, self.most_active)
+
+    @property
+    def _done_with(self) -> int:
+        """Tasks that are no longer active: collected; if results wait for those before them, handed out."""
+        return self.collector.first if self.job.lazy and self.job.ordered else self.collector.collected
+
+    def _open_window(self) -> None:
+        assert self.most_active is not None
         inactive = 0 if self.recovery is None else self.recovery.inactive
-        window = min(size, self.collector.collected + inactive + self.job.max_tasks_active)
+        window = min(self.size, self._done_with + inactive + self.most_active)
         if window > self.window:
             self.window = window
+            self.collector.expect(window)
             self.segment.raise_avail(window)
         self.segment.wake(self.n_jobs)
 
@@ -266,13 +411,14 @@ class MapRun:
         task_ns = self._task_ns()
         while not feed.exhausted or feed.has_pending:
             if not feed.has_pending:
-                unclaimed = feed.published - self.segment.claimed()
-                most = schedule.may_feed(feed.tasks, self.collector.collected, unclaimed)
+                unclaimed = self._waiting_chunks(feed)
+                most = schedule.may_feed(feed.tasks, self._done_with, unclaimed)
                 size = min(most, schedule.next_size(feed.tasks, task_ns))
                 if size == 0 or feed.encode(size, PATIENCE_NS, self.chunk_bytes) == 0:
                     break
             if not self._publish_chunk(feed):
                 break
+            self.supervisor.look()  # the input may be slow, and long
         if feed.exhausted and not feed.has_pending:
             if self.recovery is None:
                 self.segment.finish_input(feed.published)
@@ -280,7 +426,14 @@ class MapRun:
                 self.segment.call_when_claimed(NEVER)
             self.segment.wake(self.n_jobs)
         else:
-            self.segment.call_when_claimed(max(0, feed.published - self.schedule.ahead // 2))
+            late = feed.published - self.schedule.ahead // 2
+            self.segment.call_when_claimed(0 if self.job.in_turn else max(0, late))  # claims come in no order then
+
+    def _waiting_chunks(self, feed: Feed) -> int:
+        """Chunks that nobody has claimed; in an ordered job, at least so many."""
+        if self.job.in_turn:
+            return max(0, feed.outstanding - self.supervisor.living)
+        return feed.published - self.segment.claimed()
 
     def _check_room(self) -> None:
         """There is no room for a chunk, and none of those before it is out."""
@@ -300,8 +453,11 @@ class MapRun:
                 self._check_room()
             return False
         self.schedule.chunks += 1
-        if self.supervisor.living < self.workers:  # before the input may make us wait for its next element
-            self.supervisor.start_workers(self.supervisor.living + 1, self._has_unclaimed)
+        if self.job.in_turn:
+            self._start_workers(self.workers)
+            self.segment.wake(self.n_jobs)  # the one whose chunk it is among them
+        elif self.supervisor.living < self.workers:  # before the input may make us wait for its next element
+            self._start_workers(self.supervisor.living + 1)
         else:
             self.segment.wake(1)
         return True

@@ -23,7 +23,10 @@ from typing import Any
 
 from fastpool._native import Detached, Segment
 from fastpool._signals import uninterrupted
+from fastpool.machine import pin
 from fastpool.spawning import Descriptors, refusals_named, take
+from fastpool.threads import WorkerThread
+from fastpool.timeouts import Late
 
 SERVER_DESCRIPTORS = 8  # that a start through the fork server has open at once
 EXIT_UNKNOWN = 255  # as in multiprocessing, where somebody else collected the status
@@ -293,6 +296,8 @@ class WorkerProcess(process.BaseProcess):
     daemon : bool
     descriptors : sequence of int
         Given to a worker that is no fork, in which :func:`fastpool.spawning.take` finds them.
+    cores : set of int, optional
+        What it is pinned to.
     """
 
     def __init__(
@@ -302,6 +307,7 @@ class WorkerProcess(process.BaseProcess):
         main: Callable[[Segment], None],
         daemon: bool,
         descriptors: Sequence[int] = (),
+        cores: frozenset[int] | None = None,
     ) -> None:
         super().__init__(name=f"Worker-{worker_id}", daemon=daemon)
         # A set of weak references: their callbacks would drop a KeyboardInterrupt that comes while one runs.
@@ -311,7 +317,9 @@ class WorkerProcess(process.BaseProcess):
         self.descriptors = descriptors
         self.lent: tuple[int, ...] = ()  # the segment's descriptors for a worker that is no fork
         self.job = segment.number  # the current one when it was started
+        self.late: Late | None = None  # why it was killed
         self._main = main
+        self._cores = cores
 
     def run(self) -> None:
         """The worker's life, and its exit handlers.
@@ -337,6 +345,8 @@ class WorkerProcess(process.BaseProcess):
 
     def come_up(self) -> None:
         """First thing in the worker."""
+        if self._cores is not None:
+            pin(self._cores)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; Ctrl-C reaches the whole group
         signal.set_wakeup_fd(-1)  # the parent's event loop is not ours
         self.segment.enter_worker(self.worker_id)
@@ -345,6 +355,19 @@ class WorkerProcess(process.BaseProcess):
     def popen(self) -> Popen:
         """The started process."""
         return self._popen  # type: ignore[attr-defined, no-any-return]
+
+    @property
+    def exit_status(self) -> int | None:
+        """As in ``multiprocessing``, once it has been waited for; None if somebody else has collected it."""
+        return None if self.popen.status_lost else self.popen.returncode
+
+    def detach(self) -> None:
+        """Let the lane go to a successor; this process only remains to be waited for."""
+        self.popen.detach()
+
+    def wait(self, seconds: float) -> None:
+        """Until it ends, but not longer."""
+        self.popen.wait(seconds)
 
     def reap(self, block: bool) -> bool:
         """Wait for the ended process. Returns whether it has ended (always, if it may block)."""
@@ -389,11 +412,21 @@ class ServedWorker(SpawnedWorker, context.ForkServerProcess):
         return ForkServerPopen(process_obj)
 
 
-WORKERS = {"fork": ForkedWorker, "spawn": SpawnedWorker, "forkserver": ServedWorker}
+Worker = WorkerProcess | WorkerThread
+
+WORKERS: dict[str, type[Worker]] = {
+    "fork": ForkedWorker,
+    "spawn": SpawnedWorker,
+    "forkserver": ServedWorker,
+    "threading": WorkerThread,
+}
 
 
 def bury_unknown(segment: Segment, worker_id: int) -> None:
     """Wait for a killed worker that an exception left without a process object."""
+    if segment.exchange is not None:
+        segment.exchange.workers[worker_id].reap(block=True)
+        return
     pid = segment.pid(worker_id)
     # somebody else's SIGCHLD handler was faster, or the fork server is gone: it has ended all the same
     with contextlib.suppress(ChildProcessError):

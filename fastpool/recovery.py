@@ -9,7 +9,8 @@ from typing import NamedTuple
 from fastpool._collect import Collector
 from fastpool._feed import Feed
 from fastpool._native import Segment
-from fastpool.errors import WorkerDiedError
+from fastpool.errors import WorkerDiedError, WorkerTimeoutError
+from fastpool.timeouts import Late
 
 logger = logging.getLogger("fastpool")
 
@@ -17,7 +18,7 @@ MOST_TASKS = 1 << 14  # of a range in one chunk, when they are given again
 
 
 class Death(NamedTuple):
-    """A worker that ended without having been asked to, and what its line showed.
+    """A worker that ended without having been asked to, or was killed, and what its line showed.
 
     Attributes
     ----------
@@ -31,6 +32,8 @@ class Death(NamedTuple):
     job : int
         During which it was started.
     start_method : str
+    late : Late or None
+        Why it was killed.
     """
 
     worker_id: int
@@ -41,10 +44,19 @@ class Death(NamedTuple):
     certain: bool
     job: int
     start_method: str
+    late: Late | None = None
 
-    def error(self, lost: list[range], tries: int = 1) -> WorkerDiedError:
+    @property
+    def ends_every_map(self) -> bool:
+        """A failed init or exit function does that, whatever the map outlives."""
+        return self.late is not None and self.late.phase != "task"
+
+    def error(self, lost: list[range], tries: int = 1) -> WorkerDiedError | WorkerTimeoutError:
         """The exception that says so, and names the first of the tasks that it left."""
         tasks = lost[0] if lost else range(0)
+        if self.late is not None:
+            task = tasks[0] if tasks and self.late.phase == "task" else None
+            return self.late.error(self.worker_id, self.pid, task)
         return WorkerDiedError(self.worker_id, self.pid, self.exitcode, self.state, tasks, self.start_method, tries)
 
 
@@ -110,10 +122,19 @@ class Recovery:
         How often a task is given to another worker.
     keep_going : bool
         A task that has failed for good does not end the map: the error is its result.
+    in_turn : bool
+        Each chunk has its worker: what is left of a dead worker's is its successor's.
     """
 
     def __init__(
-        self, segment: Segment, collector: Collector, feed: Feed, values: range, retries: int, keep_going: bool
+        self,
+        segment: Segment,
+        collector: Collector,
+        feed: Feed,
+        values: range,
+        retries: int,
+        keep_going: bool,
+        in_turn: bool,
     ) -> None:
         self.segment = segment
         self.collector = collector
@@ -121,6 +142,7 @@ class Recovery:
         self.values = values
         self.retries = retries
         self.keep_going = keep_going
+        self.in_turn = in_turn
         self.unsettled: list[Death] = []
         self._waiting: list[range] = []  # tasks of the range that are to be given again
         self._given: list[range] = []  # these, and those that have been
@@ -143,7 +165,7 @@ class Recovery:
 
         Raises
         ------
-        WorkerDiedError
+        WorkerDiedError, WorkerTimeoutError
             A task has failed for good; or workers die before they get to one.
         """
         deaths, self.unsettled = self.unsettled + deaths, []
@@ -161,23 +183,27 @@ class Recovery:
         return self._given if death.units.start < self.feed.base else []
 
     def _take_back(self, death: Death, lost: list[range]) -> None:
-        logger.warning("%s", death.error(lost))
+        if death.late is None:
+            logger.warning("%s", death.error(lost))
         if death.certain and death.state == "running" and lost:
             lost = self._blame(death, lost)
         else:
             self._count_in_vain(death, lost)
         if death.units.start >= self.feed.base:
-            if lost:
+            if lost and self.in_turn:
+                self.feed.resume(death.units.start)
+            elif lost:
                 self.feed.take_back(death.units.start)
             return
         self._given += lost
         self._waiting += [part[at : at + MOST_TASKS] for part in lost for at in range(0, len(part), MOST_TASKS)]
 
     def _blame(self, death: Death, lost: list[range]) -> list[range]:
-        """The first of these tasks has been tried. Returns those that are to be given again."""
+        """The first of these tasks has been tried. Returns those that are to be given again. Of one that took too long
+        no other worker would have the result earlier."""
         task = lost[0][0]
         tries = self._tries[task] = self._tries.get(task, 0) + 1
-        if tries <= self.retries:
+        if tries <= self.retries and death.late is None:
             return lost
         error = death.error(lost, tries)
         if not self.keep_going:

@@ -13,6 +13,8 @@ def revive(worker_id: int, task: int | None, payload: Any, serializer: Serialize
     blob, reason, summary, phase, arguments, text = payload
     cause = RemoteError(worker_id, phase, task, arguments, text)
     error: BaseException
+    if isinstance(blob, BaseException):  # a thread's, which is the very object
+        return _caused(blob, cause)
     if blob is None:
         error = SerializationError("exception", task, worker_id, f"pickling it failed with {reason}; it was {summary}")
     else:
@@ -21,5 +23,12 @@ def revive(worker_id: int, task: int | None, payload: Any, serializer: Serialize
         except Exception as broken:
             detail = f"unpickling it failed with {type(broken).__qualname__}: {broken}; it was {summary}"
             error = SerializationError("exception", task, None, detail)
-    error.__cause__ = cause
+    return _caused(error, cause)
+
+
+def _caused(error: BaseException, cause: RemoteError) -> BaseException:
+    """The exception, with what says where it came from between it and a cause of its own."""
+    if not isinstance(error.__cause__, RemoteError):
+        cause.__cause__ = error.__cause__
+    BaseException.__setattr__(error, "__cause__", cause)  # its class may not let its attributes be set
     return error

@@ -24,10 +24,13 @@ class Schedule:
     ----------
     job : MapJob
     n_workers : int
+    most_active : int or None
+        Tasks that may be handed out and not done with.
     """
 
-    def __init__(self, job: MapJob, n_workers: int) -> None:
+    def __init__(self, job: MapJob, n_workers: int, most_active: int | None) -> None:
         self.job = job
+        self.most_active = most_active
         self.n_workers = n_workers
         self.chunks = 0
         self.ahead = AHEAD * n_workers  # chunks that may wait, unclaimed
@@ -48,17 +51,17 @@ class Schedule:
             size = min(MOST_TASKS, int(CHUNK_NS / max(task_ns, 1)))
         if self.job.length is not None:
             size = min(size, max(0, self.job.length - fed) // (4 * self.n_workers))
-        if self.job.max_tasks_active is not None:
-            size = min(size, self.job.max_tasks_active // (2 * self.n_workers))
+        if self.most_active is not None:
+            size = min(size, self.most_active // (2 * self.n_workers))
         return max(1, size)
 
-    def may_feed(self, fed: int, collected: int, unclaimed: int) -> int:
+    def may_feed(self, fed: int, done_with: int, unclaimed: int) -> int:
         """The most tasks that may be fed now: 0 while the window is full."""
         if unclaimed >= self.ahead:
             return 0
-        if self.job.max_tasks_active is None:
+        if self.most_active is None:
             return MOST_TASKS if self.job.chunk_size is None else math.ceil(self.job.chunk_size) + 1
-        return max(0, self.job.max_tasks_active - (fed - collected))
+        return max(0, self.most_active - (fed - done_with))
 
 
 def largest_divisor(number: int, most: int) -> int:
@@ -71,7 +74,10 @@ def collect_grain(left: int | None, n_workers: int, window: int | None) -> int:
 
     Many while much is left, few towards the end, never more than the window of active tasks lets pile up.
     """
-    grain = MOST_GRAIN if left is None else max(1, min(MOST_GRAIN, left // (4 * n_workers)))
-    if window is not None:
-        grain = max(1, min(grain, window // (2 * n_workers)))
-    return grain
+    return bounded_grain(MOST_GRAIN if left is None else left // (4 * n_workers), n_workers, window)
+
+
+def bounded_grain(wanted: float, n_workers: int, window: int | None) -> int:
+    """So many results, or fewer where the ring or the window of active tasks would be full before."""
+    bounds = [wanted, MOST_GRAIN] if window is None else [wanted, MOST_GRAIN, window // (2 * n_workers)]
+    return max(1, int(min(bounds)))

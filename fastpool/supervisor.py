@@ -15,17 +15,22 @@ from typing import Any
 
 from fastpool import functions, remote, spawning, worker
 from fastpool._collect import Collector
+from fastpool._feed import Feed
 from fastpool._native import Segment
-from fastpool._signals import uninterrupted
+from fastpool._references import Exchange
+from fastpool._signals import Interruptible, uninterrupted
 from fastpool.arrays import public_spaces, shared_memory
 from fastpool.definition import Definition, same_defaults
-from fastpool.errors import SerializationError
+from fastpool.errors import DamagedMemoryError, SerializationError
 from fastpool.functions import Function, Functions, name_of
-from fastpool.machine import cpu_count, memory_bytes
+from fastpool.insights import Insights
+from fastpool.machine import memory_bytes
 from fastpool.options import PoolOptions
-from fastpool.process import WORKERS, WorkerProcess, bury_unknown
+from fastpool.process import WORKERS, Worker, bury_unknown
 from fastpool.recovery import Death, Elimination, Recovery
 from fastpool.serializer import make_serializer, make_worker_serializer
+from fastpool.threads import WorkerThread
+from fastpool.timeouts import NO_LIMITS, make_late
 
 logger = logging.getLogger("fastpool")
 
@@ -45,17 +50,24 @@ class Supervisor:
 
     def __init__(self, options: PoolOptions) -> None:
         self.options = options
-        self.serializer = make_serializer(options.use_dill, self.forks)
+        self.serializer = make_serializer(options.use_dill, self.inherits)
         self.owner_pid = os.getpid()
         self.exit_results: list[Any] = []
+        self.insights = Insights(options.n_jobs) if options.enable_insights else None
         self._is_ending = False  # :meth:`terminate` has begun and not come to its end
         self._starts_afresh = True  # the next worker to be started is the first
-        self.running = False  # a map is
+        self._given: dict[str, Any] = {}  # to the workers, when the first of them was started
+        self.running = False  # this process's own part of a map is
+        self.unfinished: object = None  # the lazy map that is neither exhausted nor left
+        self.limits = NO_LIMITS  # of the last map
+        self._patience: float | None = None  # of the last map, see :meth:`end`
+        self._was_left = False  # one was, and workers may still hold something of it
+        self._left_feed: Feed | None = None  # of that map
         self._enders: set[object] = set()  # see :meth:`ended_by_another_thread`
         self._segment: Segment | None = None
         self._collector: Collector | None = None
-        self._workers: dict[int, WorkerProcess] = {}
-        self._leaving: list[WorkerProcess] = []  # have written their last word, not yet waited for
+        self._workers: dict[int, Worker] = {}
+        self._leaving: list[Worker] = []  # have written their last word, not yet waited for
         self.deaths: list[Death] | None = None  # that the map outlives, and has not looked at; None: it does not
         self.last_array_map: tuple[Any, Any, Any] = (None, None, None)  # its function, its input's rows, its results'
         self._in_use_by_workers: list[Any] = []
@@ -74,29 +86,76 @@ class Supervisor:
 
     # ---------------------------------------------------------------- the map
 
-    def map_call(self, new: Functions, outlives_workers: bool, body: Callable[[], list[Any]]) -> list[Any]:
-        """Run a map with these functions. On any error all workers are stopped, and the error is raised.
+    def attempt(self, part: Callable[[], Any]) -> Any:
+        """Do a part of a map. On any error all workers are stopped, and the error is raised.
 
         No context manager: an interrupt at the end of one could leave `running` set.
         """
+        self._check_owner()
         try:
             self.running = True
-            self.deaths = [] if outlives_workers else None
-            self._prepare(new)
-            results = body()
-            if not self.options.keep_alive:
-                self._see_out()
-            for death in self.deaths or ():
-                logger.warning("%s", death.error([]))  # all results were there
-            self._take_exit_results()
-            return results
+            return part()
         except BaseException as error:
-            self.terminate()
+            self.end(error)
             self.tell_of_dill(error)
             raise
         finally:
-            self.deaths = None
             self.running = False
+
+    def begin(self, new: Functions, outlives_workers: bool, patience: float | None) -> None:
+        """Be ready for a map with these functions."""
+        self._check_ended()
+        self.forget_unfinished()
+        self.deaths = [] if outlives_workers else None
+        self._patience = patience
+        self._prepare(new)
+
+    def complete(self) -> None:
+        """All results of the map are there."""
+        if not self.options.keep_alive:
+            self._see_out()
+        self._take_exit_results()
+        self._log_deaths()
+        self.unfinished = None
+
+    def _log_deaths(self) -> None:
+        """Nothing was lost by them."""
+        for death in self.deaths or ():
+            logger.warning("%s", death.error([]))
+        self.deaths = None
+
+    @uninterrupted
+    def leave(self) -> None:
+        """No more results of the lazy map are wanted. Workers go on to the end of the tasks that run."""
+        if os.getpid() != self.owner_pid:
+            return
+        self._left_feed = self.collector.feed
+        self.collector.drop()
+        self.segment.abandon_job()
+        if not self.options.keep_alive:
+            self._command_stop()
+        self.unfinished, self._was_left = None, True
+
+    def forget_unfinished(self) -> None:
+        """Wait until no worker holds anything of a lazy map that was left."""
+        if not self._was_left:
+            return
+        self.deaths = []  # not of interest to anybody any more
+        at_rest = False
+        while not at_rest:
+            if self.gather():
+                at_rest = self.segment.is_at_rest
+                if not at_rest:
+                    self.sleep(1)
+        self.collector.catch_up()
+        if not self.options.keep_alive:
+            self._see_out()
+        self._take_exit_results()
+        if self._left_feed is not None:
+            self._left_feed.release()
+        self.collector.abandon()
+        self._log_deaths()
+        self._left_feed, self._was_left = None, False
 
     def tell_of_dill(self, error: BaseException) -> None:
         """So that it is not advised to those who use it."""
@@ -104,31 +163,46 @@ class Supervisor:
             error.use_dill = self.options.use_dill
 
     def _prepare(self, new: Functions) -> None:
-        self._check_owner()
-        self._check_ended()
         if self._is_ending:
             self.terminate()
+        restarts = bool(self._outdated)
+        if restarts:
+            logger.info("workers are restarted: %s has been set anew", ", ".join(self._outdated))
+            self.stop()
         if self._segment is None:
             shared_memory()  # mapped in workers too, whenever an array is made in it
             n_jobs = self.options.n_jobs
-            self._segment = Segment(n_jobs, RING_BYTES, self.options.memory_limit, cpu_count())
+            exchange = Exchange(n_jobs) if self.threads else None
+            self._segment = Segment(n_jobs, RING_BYTES, self.options.memory_limit, self.options.cores, exchange)
             self._collector = Collector(self._segment, self.serializer.loads)
         self.bury(self._ended_meanwhile())
         self.serializer.begin_job()
         if not self._workers:
-            self._starts_afresh = True
+            self._starts_afresh = not restarts
+            self._given = self.options.given_to_workers
             self._pack_shared_objects()
         self._learn(new)
 
     @property
-    def forks(self) -> bool:
-        """Do workers inherit what this process has?"""
-        return self.options.start_method == "fork"
+    def _outdated(self) -> list[str]:
+        """Options that have other values than the living workers were started with."""
+        now = self.options.given_to_workers
+        return [name for name, value in now.items() if self._workers and self._given[name] is not value]
+
+    @property
+    def threads(self) -> bool:
+        """Are workers threads of this process?"""
+        return self.options.start_method == "threading"
+
+    @property
+    def inherits(self) -> bool:
+        """Do workers have what this process has? (Forks, as it was at the fork; threads, the very same.)"""
+        return self.options.start_method in ("fork", "threading")
 
     def _pack_shared_objects(self) -> None:
         """Once for all workers of a pool, as they are when the first of them is started."""
         self._drop_shared_objects()
-        if self.options.shared_objects is not None and not self.forks:
+        if self.options.shared_objects is not None and not self.inherits:
             self._shared = spawning.pack(self.options.shared_objects, self.serializer)
 
     def _drop_shared_objects(self) -> None:
@@ -141,23 +215,27 @@ class Supervisor:
 
         What a function captured or has as a default is, like shared objects, as it was when the worker was forked.
         """
+        if self.segment.exchange is not None:
+            self._functions = self.segment.exchange.functions = new
+            self._version += 1
+            return
         old, blob = self._functions, None
         same = old is not None and all(map(operator.is_, old, new)) and all(d.is_current for d in self._definitions)
-        by_value = self.options.use_dill and not self.forks  # with what they refer to, which may have changed
+        by_value = self.options.use_dill and not self.inherits  # with what they refer to, which may have changed
         if same and functions.is_plain(new) and not by_value:
             return
         definitions = [Definition(function) for function in new]
-        if self._workers or not self.forks:
+        if self._workers or not self.inherits:
             try:
                 blob = functions.dumps(new, definitions, self.serializer)
             except SerializationError as error:
-                if not self.forks:
+                if not self.inherits:
                     raise
                 if same:
                     return
                 logger.info("workers are restarted: the function cannot be pickled for them (%s)", error)
             else:
-                if self.forks and not self._have_known_defaults(new):
+                if self.inherits and not self._have_known_defaults(new):
                     logger.info("workers are restarted: a function's defaults are new, which do not travel")
                     blob = None
                 elif blob == self._blob:
@@ -176,7 +254,7 @@ class Supervisor:
     def warn_of_changes(self, new: Functions, stacklevel: int) -> None:
         """Live workers do not run another init, and run another exit than the map before said."""
         was, self._exit = self._exit, new.exit
-        if not self._workers:
+        if not self._workers or self._outdated:
             self._init = new.init
             return
         if new.init is not None and new.init != self._init:
@@ -229,14 +307,12 @@ class Supervisor:
         """Can the living workers read this process's memory? That is up to the system: one speaks for those that are
         still coming up. None: there is nobody to tell."""
         answers = {self.segment.reads_owner(worker_id) for worker_id in self._workers}
-        if not answers:
-            return None
-        self._could_read = answers <= {True, None} and True in answers
-        return self._could_read
+        return None if not answers else answers <= {True, None} and True in answers
 
     def reach(self) -> bool:
         """Can workers read, and write, this process's memory? Of those that lived last, where nobody does."""
-        return self._could_read if self.can_read is None else self.can_read is True
+        answer = self.can_read
+        return self._could_read if answer is None else answer
 
     def note_forked(self, array: Any) -> None:
         """Workers have read this array in the slow way, because they share its memory since their fork."""
@@ -262,27 +338,34 @@ class Supervisor:
 
     def start_worker(self, worker_id: int) -> None:
         """Start a worker in a free lane."""
-        main, descriptors = self._inheritance(worker_id) if self.forks else self._outfit(worker_id)
+        main, descriptors = self._inheritance(worker_id) if self.inherits else self._outfit(worker_id)
         if self._starts_afresh:
             self._starts_afresh = False
             self.exit_results = []
+            if self.insights is not None:
+                self.insights.start_afresh()
         kind = WORKERS[self.options.start_method]
-        process = kind(self.segment, worker_id, main, self.options.daemon, descriptors)
+        cores = None if self.options.cpu_ids is None else self.options.cpu_ids[worker_id]
+        process = kind(self.segment, worker_id, main, self.options.daemon, descriptors, cores)
+        if self.insights is not None:
+            self.insights.note_start(worker_id, self.segment)
         process.start()
         self._workers[worker_id] = process
         self._check_ended()
 
-    def _inheritance(self, worker_id: int) -> tuple[Callable[[Segment], None], list[int]]:
-        """What a fork runs, and descriptors to give it."""
+    def _inheritance(self, worker_id: int) -> tuple[Callable[[Segment], Any], list[int]]:
+        """What a fork runs, or makes a thread's loop, and descriptors to give it."""
         assert self._functions is not None
         options = self.options
         shared = () if options.shared_objects is None else (options.shared_objects,)
         leading = worker.leading_arguments(worker_id, shared, options.pass_worker_id, options.use_worker_state)
+        if self.segment.exchange is not None:
+            return partial(worker.make_loop, worker.ThreadHost(worker_id, leading, self.segment.exchange)), []
         serializer = make_worker_serializer(options.use_dill)
         host = worker.Host(worker_id, leading, self._version, self._functions, serializer)
         return partial(worker.run, host), []
 
-    def _outfit(self, worker_id: int) -> tuple[Callable[[Segment], None], list[int]]:
+    def _outfit(self, worker_id: int) -> tuple[Callable[[Segment], Any], list[int]]:
         """What any other worker runs, and descriptors to give it."""
         options, shared, spaces = self.options, self._shared, public_spaces()
         outfit = worker.Outfit(
@@ -291,13 +374,17 @@ class Supervisor:
         descriptors = [fd for _, fd in spaces] + ([] if shared is None else shared.descriptors)
         return partial(worker.run_fresh, outfit), descriptors
 
+    @property
+    def free_lanes(self) -> list[int]:
+        """Where workers can be started."""
+        return [worker_id for worker_id in range(self.options.n_jobs) if worker_id not in self._workers]
+
     def start_workers(self, wanted: int, is_needed: Any) -> None:
         """Start workers until there are `wanted`, as long as there is something left to claim."""
-        for worker_id in range(self.options.n_jobs):
+        for worker_id in self.free_lanes:
             if len(self._workers) >= wanted or not is_needed():
                 return
-            if worker_id not in self._workers:
-                self.start_worker(worker_id)
+            self.start_worker(worker_id)
 
     def hand_over_lanes(self) -> None:
         """Free the lanes of workers that have written their last word."""
@@ -305,23 +392,29 @@ class Supervisor:
             self.collector.drain(worker_id)
             self._raise_failure()
             process = self._workers[worker_id]
+            self._could_read = self.segment.reads_owner(worker_id) is True
             self._leaving.append(process)
-            process.popen.detach()
+            process.detach()
             del self._workers[worker_id]
             self._empty_lane(worker_id)
         self._leaving = [process for process in self._leaving if not process.reap(block=False)]
 
     def _empty_lane(self, worker_id: int) -> None:
+        self._note_end(worker_id)
         self.collector.reset(worker_id)
         self.segment.sweep_heap(worker_id)
+
+    def _note_end(self, worker_id: int) -> None:
+        if self.insights is not None:
+            self.insights.note_end(worker_id)
 
     def bury(self, ended: list[int]) -> None:
         """Deal with workers whose process has ended.
 
         Raises
         ------
-        WorkerDiedError
-            One of them had not been asked to end, and the map does not outlive that.
+        WorkerDiedError, WorkerTimeoutError
+            One of them had not been asked to end, or was killed, and the map does not outlive that.
         """
         for worker_id in ended:
             self._check_ended()
@@ -334,15 +427,20 @@ class Supervisor:
                 self._mourn(worker_id, process)
             self._empty_lane(worker_id)
 
-    def _mourn(self, worker_id: int, process: WorkerProcess) -> None:
-        popen = process.popen
-        exitcode = None if popen.status_lost else popen.returncode
+    def _mourn(self, worker_id: int, process: Worker) -> None:
+        assert process.pid is not None
+        pid, exitcode = process.pid, process.exit_status
         state = self.segment.state(worker_id)
         units, certain = self.segment.held_units(worker_id)
-        death = Death(worker_id, popen.pid, exitcode, state, units, certain, process.job, self.options.start_method)
+        method = self.options.start_method
+        death = Death(worker_id, pid, exitcode, state, units, certain, process.job, method, process.late)
         self.segment.declare_dead(worker_id)
-        if self.deaths is None:
+        if self._was_left and death.late is not None and state != "exiting":
+            return  # like an exception, which nobody waits for either
+        if self.deaths is None or death.ends_every_map:
             lost = Elimination(self.segment, self.collector, self._workers).lost_by(death)
+            if death.late is not None:
+                self._hasten_end()
             raise death.error(lost)
         self.deaths.append(death)
 
@@ -353,7 +451,7 @@ class Supervisor:
         recovery.settle(deaths, self._workers)
 
     def _raise_failure(self) -> None:
-        if self.collector.failures:
+        if self.collector.failures and not self.collector.is_closing:
             worker_id, _, task, payload = self.collector.failures[0]
             raise remote.revive(worker_id, task, payload, self.serializer)
 
@@ -366,13 +464,50 @@ class Supervisor:
         self._raise_failure()
         self.hand_over_lanes()
         self._check_ended()
-        if time.monotonic() >= self._next_look:  # busy: a death must not wait for a pause
-            self._next_look = time.monotonic() + LOOK_SECONDS
-            self.bury(self.segment.look_at_handles())
+        self.look()
         return all_gathered
 
+    def look(self) -> None:
+        """At what must not wait for a pause, every now and then: deadlines, and ends of processes."""
+        if time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + LOOK_SECONDS
+            self._stop_late()
+            self.bury(self.segment.look_at_handles())
+
+    def _stop_late(self) -> int | None:
+        """Kill workers whose function has run for longer than its limit; :meth:`bury` finds their ends.
+
+        Returns when to look again, on the monotonic clock in ns; None: never.
+        """
+        late, again = self.segment.late_calls()
+        for worker_id, until in late:
+            if self.segment.condemn(worker_id, until):  # from here on its line stays as it is
+                assert self._functions is not None
+                state = self.segment.state(worker_id)
+                self._workers[worker_id].late = make_late(worker_id, state, self._functions, self.limits)
+                self.segment.kill(worker_id, signal.SIGKILL)
+        if late and self.threads:
+            self._give_up_late()
+        return again
+
+    def _hasten_end(self) -> None:
+        """The map ends because of a time limit: the caller does not wait for other threads either."""
+        for process in self._workers.values():
+            if isinstance(process, WorkerThread):
+                process.is_urgent = True
+
+    def _give_up_late(self) -> None:
+        """Threads that do not end though they were told to are as good as dead."""
+        for process in self._workers.values():
+            if isinstance(process, WorkerThread) and process.late is not None:
+                process.give_up()
+
     def sleep(self, grain: int, deadline_ns: int | None = None) -> None:
-        """Until a worker has `grain` more results, or brings news, or its process ends: at once, if that is so."""
+        """Until a worker has `grain` more results, or brings news, or its process ends, or a function of the user's has
+        run for long enough: at once, if that is so."""
+        again = self._stop_late()
+        if again is not None:
+            deadline_ns = again if deadline_ns is None else min(again, deadline_ns)
         if self.collector.wait(grain, deadline_ns):
             self.bury(self.segment.ended())
 
@@ -399,15 +534,81 @@ class Supervisor:
         if self._segment is None or os.getpid() != self.owner_pid:
             return
         try:
-            for worker_id in list(self._workers):
-                self.segment.command_stop(worker_id)
+            if self.unfinished is not None:
+                self.leave()
+            self.forget_unfinished()
+            self._command_stop()
             self._see_out()
+        except BaseException as error:
+            self.end(error)
+            raise
+        self.terminate()
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Stop all workers now, because of an error or because it was asked for; with their exit functions, if the last
+        map wanted that (`always_exit`). Where shared memory is damaged nobody can be told anything: they are killed."""
+        try:
+            if self._patience is not None and not isinstance(error, DamagedMemoryError):
+                with Interruptible():
+                    self._let_exit(self._patience)
         finally:
             self.terminate()
 
+    def _command_stop(self) -> None:
+        for worker_id in list(self._workers):
+            self.segment.command_stop(worker_id)
+
+    def _let_exit(self, seconds: float) -> None:
+        """Have the workers drop the job, run their exit functions and end, as far as they do so in time."""
+        if self._segment is None or self._collector is None or self._is_ending or os.getpid() != self.owner_pid:
+            return
+        deadline_ns = time.monotonic_ns() + int(seconds * 1e9)
+        self._collector.close()
+        buried = [worker_id for worker_id in self._workers if not self._segment.pid(worker_id)]  # bury() raised then
+        for worker_id in buried:
+            del self._workers[worker_id]
+        for worker_id in (*buried, *self._bury_unknown()):
+            self._empty_lane(worker_id)
+        self._segment.give_up()
+        for worker_id in self._workers:
+            if self._segment.state(worker_id) == "starting":  # it has nothing to exit from, and can claim nothing now
+                self._segment.kill(worker_id, signal.SIGKILL)
+        while self._workers and time.monotonic_ns() < deadline_ns:
+            all_gathered = self._collector.collect()
+            self.hand_over_lanes()
+            if all_gathered and self._workers and self._collector.wait(1, deadline_ns):
+                self._drop_dead()
+        for process in self._leaving:
+            process.wait(max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9))
+        for worker_id in self._workers:
+            logger.warning("worker %d did not come to its end within %g s and is killed", worker_id, seconds)
+        for worker_id, _, task, payload in self._collector.failures:
+            failure = remote.revive(worker_id, task, payload, self.serializer)
+            logger.warning("worker_exit failed in worker %d, which was ending", worker_id, exc_info=failure)
+
+    def _drop_dead(self) -> None:
+        """Workers whose process has ended without their last word, while all are ending."""
+        for worker_id in self.segment.ended():
+            if self.segment.state(worker_id) != "exited":
+                self._workers.pop(worker_id).reap(block=True)
+                self.collector.drain(worker_id)
+                self.segment.declare_dead(worker_id)
+
+    def _bury_unknown(self) -> list[int]:
+        """Kill and wait for workers that an exception left without a record here, between their start and that."""
+        assert self._segment is not None
+        unknown = [lane for lane in range(self._segment.lanes) if self._segment.pid(lane) and lane not in self._workers]
+        for worker_id in unknown:
+            self._segment.kill(worker_id, signal.SIGKILL)
+            bury_unknown(self._segment, worker_id)
+        return unknown
+
     @contextlib.contextmanager
-    def ended_by_another_thread(self) -> Iterator[None]:
+    def ended_by_another_thread(self) -> Iterator[float]:
         """While this is entered, the thread that uses the pool lets go of it: its call raises, and cleans up.
+
+        Yields how long (seconds, -1: for ever) to wait for that before :meth:`kill` is called, if workers were told to
+        run their exit functions.
 
         This thread first says so (a token in `_enders`), then kills; the other one first makes a process known (its pid
         in the segment, or the process in `_leaving`), then looks for tokens, then sleeps or waits. So either the kill
@@ -417,10 +618,22 @@ class Supervisor:
         token = object()
         self._enders.add(token)
         try:
+            yield self._ask_to_end()
+        except BaseException:
             self.kill()
-            yield
+            raise
         finally:
             self._enders.discard(token)
+
+    def _ask_to_end(self) -> float:
+        """In another thread than the pool's: kill all workers, or have them run their exit functions first. Returns how
+        many seconds these have, -1: they have been killed."""
+        segment, patience = self._segment, self._patience
+        if segment is None or patience is None:
+            self.kill()
+            return -1.0
+        segment.give_up()
+        return patience
 
     def _check_ended(self) -> None:
         if self._enders:
@@ -437,7 +650,7 @@ class Supervisor:
             for worker_id in range(self._segment.lanes):
                 self._segment.kill(worker_id, signal.SIGKILL)
             for process in list(self._leaving):
-                process.popen.kill()
+                process.kill()
 
     @uninterrupted
     def terminate(self) -> None:
@@ -455,16 +668,19 @@ class Supervisor:
             self._take_exit_results()
             self._collector.abandon()
             self._collector = None
-        self._functions = self._blob = None
+        self._functions = self._blob = self.unfinished = self._left_feed = None
+        self._was_left = False
         self._drop_shared_objects()
-        for process in (*self._workers.values(), *self._leaving):
-            process.reap(block=True)
-        for worker_id in range(self._segment.lanes):
-            if self._segment.pid(worker_id):  # an exception came between its start and its record here
-                bury_unknown(self._segment, worker_id)
+        abandoned = [process for process in (*self._workers.values(), *self._leaving) if not process.reap(block=True)]
         self._workers.clear()
+        self._bury_unknown()
+        for worker_id in range(self._segment.lanes):
+            self._note_end(worker_id)
         self._leaving.clear()
         self._in_use_by_workers.clear()
         self._segment.close()
         self._segment = None
         self._is_ending = False
+        for thread in abandoned:
+            assert isinstance(thread, WorkerThread)
+            thread.warn()

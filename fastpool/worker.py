@@ -9,13 +9,16 @@ import sys
 import traceback
 from typing import Any, NamedTuple
 
+import numpy
+
 from fastpool import functions, raised
 from fastpool._native import Place, Segment
+from fastpool._references import Exchange
 from fastpool._worker import Loop
 from fastpool.arrays import attach_spaces
 from fastpool.errors import FastpoolError, SerializationError, unsendable
 from fastpool.functions import Function, Functions
-from fastpool.serializer import Serializer, make_worker_serializer
+from fastpool.serializer import PICKLE, Serializer, make_worker_serializer
 from fastpool.spawning import Packed, take, unpack
 
 NO_FUNCTIONS = Functions(None, None, None)  # type: ignore[arg-type]  # before the first job
@@ -23,6 +26,7 @@ NO_FUNCTIONS = Functions(None, None, None)  # type: ignore[arg-type]  # before t
 _shorten = reprlib.Repr()
 _shorten.maxstring = _shorten.maxother = 200
 _shorten.maxlong = 80
+MOST_BYTES = 248  # of a task's arguments among the longest tasks: FP_TEXT_BYTES
 
 
 class Host:
@@ -98,18 +102,26 @@ class Host:
         code = error.code if isinstance(error, SystemExit) else 1
         os._exit(code if isinstance(code, int) else int(code is not None))
 
-    def describe(self, error: BaseException, what: str, task: int | None, element: Any) -> bytes:
-        """The pickled description of an exception: see :func:`fastpool.remote.revive`."""
+    def describe(self, error: BaseException, what: str, task: int | None, element: Any) -> Any:
+        """The description of an exception, as it is sent: see :func:`fastpool.remote.revive`."""
         text = "".join(traceback.format_exception(type(error), error, own_part(error)))
         if what == "function" and not isinstance(error, FastpoolError):
             what = "worker"  # a signal handler raised it
         if what in ("argument", "result", "exit result") and not isinstance(error, FastpoolError):
-            detail = f"{type(error).__qualname__}: {error}"
-            cause = error
-            error = unsendable(cause, what, task, self.worker_id, detail)
-            error.__cause__ = cause
+            error = self.not_sent(error, what, task)
         phase = what if what in ("worker_init", "worker_exit", "worker") else "task"
         arguments = "" if what == "argument" or phase != "task" or task is None else shorten(element)
+        return self.pack(error, phase, arguments, text)
+
+    def not_sent(self, error: BaseException, what: str, task: int | None) -> BaseException:
+        """What is raised where this kept an argument or a result from being sent."""
+        detail = f"{type(error).__qualname__}: {error}"
+        named = unsendable(error, what, task, self.worker_id, detail)
+        named.__cause__ = error
+        return named
+
+    def pack(self, error: BaseException, phase: str, arguments: str, text: str) -> Any:
+        """Everything that is known of an exception, as it is sent."""
         summary = f"{type(error).__qualname__}: {shorten_str(error)}"
         blob: bytes | None = None
         reason = ""
@@ -118,6 +130,17 @@ class Host:
         except BaseException as broken:
             reason = f"{type(broken).__qualname__}: {shorten_str(broken)}"
         return pickle.dumps((blob, reason, summary, phase, arguments, text), 5)
+
+    def describe_arguments(self, element: Any) -> bytes:
+        """A task's arguments, shortened, for insights."""
+        named: Any = enumerate((element,))
+        if isinstance(element, (tuple, list)):
+            named = enumerate(element)
+        elif isinstance(element, dict):
+            named = element.items()
+        text = " | ".join(f"Arg {name}: {summarize(argument)}" for name, argument in named)
+        whole = text.encode(errors="backslashreplace")
+        return whole if len(whole) <= MOST_BYTES else whole[: MOST_BYTES - 3].decode(errors="ignore").encode() + b"..."
 
 
 class Outfit(NamedTuple):
@@ -165,6 +188,42 @@ class FreshHost(Host):
         return self.functions.task, self.leading
 
 
+class ThreadHost(Host):
+    """The host of a worker that is a thread of the pool's owner: everything is there already.
+
+    Parameters
+    ----------
+    worker_id : int
+    leading : tuple
+    exchange : Exchange
+    """
+
+    def __init__(self, worker_id: int, leading: tuple[Any, ...], exchange: Exchange) -> None:
+        super().__init__(worker_id, leading, 0, NO_FUNCTIONS, PICKLE)
+        self.exchange = exchange
+
+    def adopt(self, version: int, blob: bytes | None) -> tuple[Function, tuple[Any, ...]] | None:
+        """Of the current job, which is this one, or one that has followed it: then nothing can be claimed of this."""
+        if self.exchange.functions is None:
+            return None
+        self.functions = self.exchange.functions
+        return self.functions.task, self.leading
+
+    def flush(self) -> None:
+        """The streams are the owner's."""
+
+    def end_fork(self, error: BaseException) -> None:
+        super().flush()
+        super().end_fork(error)
+
+    def not_sent(self, error: BaseException, what: str, task: int | None) -> BaseException:
+        return error
+
+    def pack(self, error: BaseException, phase: str, arguments: str, text: str) -> Any:
+        BaseException.with_traceback(error, own_part(error))
+        return error, "", "", phase, arguments, text
+
+
 def leading_arguments(
     worker_id: int, shared: tuple[Any, ...], pass_worker_id: bool, use_worker_state: bool
 ) -> tuple[Any, ...]:
@@ -186,6 +245,13 @@ def shorten(value: Any) -> str:
         return f"<its __repr__ raised {type(broken).__qualname__}>"
 
 
+def summarize(value: Any) -> str:
+    """Shorter than :func:`shorten`: of an array not what is in it."""
+    if isinstance(value, numpy.ndarray):
+        return f"array of shape {value.shape} and type {value.dtype}"
+    return shorten(value)
+
+
 def own_part(error: BaseException) -> Any:
     """The traceback without fastpool's own frames at its beginning."""
     frames = error.__traceback__
@@ -199,6 +265,11 @@ def run(host: Host, segment: Segment) -> None:
     loop = Loop(segment, host.worker_id, host)
     os.register_at_fork(after_in_child=loop.disown)
     loop.run()
+
+
+def make_loop(host: ThreadHost, segment: Segment) -> Loop:
+    """What a worker thread is to run."""
+    return Loop(segment, host.worker_id, host)
 
 
 def run_fresh(outfit: Outfit, segment: Segment) -> None:

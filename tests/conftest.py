@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import multiprocessing.dummy
 import os
 import shutil
 
@@ -17,12 +19,17 @@ from leftovers import leftovers, settle, snapshot
 from refusals import Server
 from tallies import wrongs
 
-from fastpool import _native
+from fastpool import WorkerPool, _native
 from fastpool.arrays import shared_memory
 
 shared_memory()  # for the life of the process
 
-START_METHODS = ["fork", "spawn", "forkserver"]
+PROCESSES = ["fork", "spawn", "forkserver"]
+START_METHODS = [*PROCESSES, "threading"]
+processes = pytest.mark.parametrize("start_method", PROCESSES)  # of what has no meaning for threads
+
+# Of what forks in a program with threads, which Python 3.12 warns of.
+fork_beside_threads = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
 failed_in_call = pytest.StashKey[bool]()
 
@@ -44,10 +51,24 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         item.stash[failed_in_call] = outcome.get_result().failed
 
 
+def context_of(start_method: str) -> Any:
+    """What makes locks and queues that its workers share."""
+    return multiprocessing.dummy if start_method == "threading" else multiprocessing.get_context(start_method)
+
+
 @pytest.fixture(params=START_METHODS)
 def start_method(request: pytest.FixtureRequest) -> str:
     """For what must hold however workers are started. Functions must be importable then."""
     return str(request.param)
+
+
+@pytest.fixture(params=["fork", "threading"])
+def by_default(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what must hold of a map, with what functions there are: pools have this start method if none is given."""
+    make = WorkerPool.__init__
+    defaults = list(make.__defaults__ or ())
+    defaults[list(inspect.signature(make).parameters).index("start_method") - 1] = request.param
+    monkeypatch.setattr(make, "__defaults__", tuple(defaults))
 
 
 @pytest.fixture(scope="module")

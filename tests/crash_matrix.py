@@ -24,12 +24,13 @@ import numpy
 import pytest
 from leftovers import read_process
 
-from fastpool import RemoteError, SerializationError, WorkerDiedError, WorkerPool, _native, supervisor
+from fastpool import RemoteError, SerializationError, WorkerDiedError, WorkerPool, _native, options
 
 N = 40  # tasks
 CHUNK = 5
 VICTIM = 17
 SOON = 1.0  # seconds
+ARRAY = numpy.arange(100.0 * N)
 
 core = ctypes.CDLL(_native.__file__)  # type: ignore[attr-defined]
 
@@ -82,21 +83,25 @@ FATES = {
     "SIGSTOP, SIGKILL": Fate(-2, -signal.SIGKILL),
 }
 
-INPUTS = ("range", "list", "generator", "array")
-DIMENSIONS = (tuple(PLACES), tuple(FATES), INPUTS, (False, True), (None, 10), (0, 3))
+# The last stands for two options: order_tasks, and always_exit, which must change nothing that is looked at here.
+INPUTS = ("range", "list", "generator", "array", "list in turn")
+METHODS = ("map", "map_unordered", "imap", "imap_unordered")
+DIMENSIONS = (tuple(PLACES), tuple(FATES), INPUTS, METHODS, (False, True), (None, 10), (0, 3))
 
 
 class Cell(NamedTuple):
     place: str
     fate: str
     input: str
+    method: str
     keep_alive: bool
     lifespan: int | None
     retries: int
 
     def __str__(self) -> str:
         kept = "kept" if self.keep_alive else "not kept"
-        return f"{self.place}, {self.fate}, {self.input}, {kept}, lifespan {self.lifespan}, {self.retries} retries"
+        work = f"{self.method} of a {self.input}, {kept}, lifespan {self.lifespan}, {self.retries} retries"
+        return f"{self.place}, {self.fate}, {work}"
 
 
 def all_pairs(seed: int) -> list[Cell]:
@@ -127,11 +132,14 @@ def all_pairs(seed: int) -> list[Cell]:
     return cells
 
 
-CELLS = (
-    [Cell(*values) for values in itertools.product(*DIMENSIONS)]
-    if os.environ.get("FASTPOOL_LONG") == "1"
-    else all_pairs(seed=4)
-)
+def all_cells() -> list[Cell]:
+    """Each with `map`, and with one of the others in turn."""
+    first, others = METHODS[0], itertools.cycle(METHODS[1:])
+    rest = itertools.product(*(values for values in DIMENSIONS if values is not METHODS))
+    return [Cell(*values[:3], method, *values[3:]) for values in rest for method in (first, next(others))]
+
+
+CELLS = all_cells() if os.environ.get("FASTPOOL_LONG") == "1" else all_pairs(seed=4)
 
 
 # ---------------------------------------------------------------- what must come of it
@@ -251,6 +259,16 @@ def finish() -> int:
     return 1
 
 
+def right(cell: Cell, results: Any) -> bool:
+    """Is this what the map should have come to?"""
+    if cell.input == "array" and cell.place not in ("encoding", "allocating"):
+        if cell.method != "map":
+            results = numpy.concatenate(sorted(results, key=lambda chunk: chunk[0]))
+        return bool(numpy.array_equal(results, ARRAY * 2))
+    results = sorted(results) if cell.method.endswith("unordered") else list(results)
+    return bool(results == (list(range(N)) if cell.place == "encoding" else [value(cell, x) for x in range(N)]))
+
+
 def run(cell: Cell) -> Outcome:
     fate = FATES[cell.fate]
 
@@ -265,27 +283,23 @@ def run(cell: Cell) -> Outcome:
             reach(101)
         return chunk * 2.0 if cell.place not in ("encoding", "allocating") else value(cell, x)
 
-    array = numpy.arange(100.0 * N)
-    make = {"range": range, "list": lambda n: list(range(n)), "generator": lambda n: (x for x in range(n))}
+    make = {"range": range, "generator": lambda n: (x for x in range(n))}
     given = {"chunk_size": CHUNK, "worker_lifespan": cell.lifespan, "worker_init": init, "worker_exit": finish}
-    expected_results = [value(cell, x) for x in range(N)]
-    if cell.place == "encoding":
-        expected_results = list(range(N))
+    in_turn = given["always_exit"] = cell.input == "list in turn"
 
     def call(pool: WorkerPool, retries: int) -> None:
+        method: Any = getattr(pool, cell.method)
         if cell.input == "array":
             given["chunk_size"] = 100
-            results = pool.map(task_of_array, array, retries=retries, **given)  # type: ignore[arg-type]
-            if cell.place not in ("encoding", "allocating"):
-                assert numpy.array_equal(results, array * 2)
-                return
+            results = method(task_of_array, ARRAY, retries=retries, **given)
         else:
-            results = pool.map(task, make[cell.input](N), retries=retries, **given)  # type: ignore
-        assert results == expected_results
+            values = make.get(cell.input, lambda n: list(range(n)))(N)
+            results = method(task, values, retries=retries, **given)
+        assert right(cell, results)
 
     core.fp_points_arm(PLACES[cell.place].point, fate.action, 1, 1)
     error: BaseException | None = None
-    with WorkerPool(n_jobs=2, keep_alive=cell.keep_alive) as pool:
+    with WorkerPool(n_jobs=2, keep_alive=cell.keep_alive, order_tasks=in_turn) as pool:
         try:
             call(pool, cell.retries)
             call(pool, cell.retries)
@@ -345,7 +359,7 @@ def test_cell(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
         raise kind(1)
 
     if cell.place == "idle and spinning":
-        monkeypatch.setattr(supervisor, "cpu_count", lambda: 8)
+        monkeypatch.setattr(options, "cpu_count", lambda: 8)
     before = signal.signal(signal.SIGUSR1, strike)
     try:
         since = time.monotonic()

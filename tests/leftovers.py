@@ -15,7 +15,7 @@ import select
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -95,6 +95,12 @@ def wait_for_end(pid: int, until: float) -> None:
         poll.poll(max(0.0, until - time.monotonic()) * 1000)
     finally:
         os.close(handle)
+
+
+def all_end(pids: Iterable[int]) -> bool:
+    """Are these processes, or threads, gone soon? A thread that was joined may take a moment to leave the kernel."""
+    yield_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), time.monotonic() + DEADLINE)
+    return not any(os.path.exists(f"/proc/{pid}") for pid in pids)
 
 
 def yield_until(condition: Callable[[], bool], until: float) -> None:

@@ -379,7 +379,7 @@ def test_shared_arrays_with_every_start_method(start_method: str, use_dill: bool
     with WorkerPool(n_jobs=2, shared_objects=(shared[::1], plain), **options) as pool:
         assert pool.map(mark, range(10)) == [0] * 10
     assert shared.tolist() == list(range(10))
-    assert not plain.any()
+    assert plain.any() == (start_method == "threading")  # whose shared objects are the very ones
     with WorkerPool(n_jobs=2, **options) as pool:
         for _ in range(2):
             later = fastpool.asshared(np.arange(6.0))
@@ -465,7 +465,7 @@ def test_shared_arrays_of_other_classes_are_shared(start_method: str) -> None:
     matrix[...] = 0
     with WorkerPool(n_jobs=1, start_method=start_method) as pool:
         assert pool.map(kind_and_fill, [(labelled,)]) == ["Labelled"]
-    assert (matrix == 0).all()  # travels by value, as numpy pickles it
+    assert (matrix == (7 if start_method == "threading" else 0)).all()  # else it travels by value, as numpy pickles it
 
 
 def kind_and_fill(array: Any) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import START_METHODS
+from conftest import PROCESSES, processes
 from leftovers import yield_until
 
 from fastpool import WorkerDiedError, WorkerPool, _native
@@ -37,7 +37,7 @@ KINDS = [range, lambda n: list(range(n)), lambda n: iter(range(n))]
 @pytest.mark.parametrize(
     ("method", "signum", "kind"),
     [("fork", signum, kind) for signum in SIGNALS for kind in KINDS]
-    + [(method, signum, range) for method in START_METHODS[1:] for signum in SIGNALS[:2]],
+    + [(method, signum, range) for method in PROCESSES[1:] for signum in SIGNALS[:2]],
 )
 def test_killed_in_a_task(method: str, signum: int, kind: Any) -> None:
     with WorkerPool(n_jobs=2, start_method=method) as pool:
@@ -57,6 +57,7 @@ def exit_at_once(_: Any) -> None:
     os._exit(3)
 
 
+@processes
 def test_os_exit_in_a_task(start_method: str) -> None:
     with WorkerPool(n_jobs=1, start_method=start_method) as pool:
         with pytest.raises(WorkerDiedError, match=r"exited with status 3 while running; it held task 0\.") as caught:
@@ -68,6 +69,7 @@ def exit_without_arguments() -> None:
     os._exit(4)
 
 
+@processes
 def test_death_in_init_and_in_exit(start_method: str) -> None:
     with WorkerPool(n_jobs=2, start_method=start_method) as pool:
         with pytest.raises(WorkerDiedError, match="while initializing"):
@@ -77,6 +79,7 @@ def test_death_in_init_and_in_exit(start_method: str) -> None:
         assert pool.map(abs, [-1]) == [1]
 
 
+@processes
 def test_a_kept_worker_that_dies_between_maps(start_method: str) -> None:
     with WorkerPool(n_jobs=2, keep_alive=True, start_method=start_method) as pool:
         pid = pool.map(getpid, range(4))[0]
@@ -103,6 +106,7 @@ def wait_until_ended(pid: int) -> None:
     os.close(handle)
 
 
+@processes
 def test_a_worker_killed_while_it_sleeps_for_input(start_method: str) -> None:
     pids: list[int] = []
 
@@ -141,6 +145,7 @@ def stop_and_die_at_3(x: int) -> int:
     return x
 
 
+@processes
 def test_stopped_then_killed(start_method: str) -> None:
     with WorkerPool(n_jobs=2, start_method=start_method) as pool, pytest.raises(WorkerDiedError, match="SIGKILL"):
         pool.map(stop_and_die_at_3, range(10))
@@ -152,6 +157,7 @@ def die_at_0(x: int) -> None:
     time.sleep(30)
 
 
+@processes
 def test_the_error_comes_at_once(start_method: str) -> None:
     """Other workers are in the middle of long tasks."""
     began = time.monotonic()
@@ -338,6 +344,7 @@ def wait_until(pid: int, state: str) -> None:
     yield_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == state, time.monotonic() + 60)
 
 
+@processes
 def test_a_fork_of_the_owner_does_not_keep_workers_alive(start: Callable[..., Owner], start_method: str) -> None:
     owner = start(
         script_of(
@@ -417,6 +424,7 @@ def test_a_program_that_the_owner_started_does_not_keep_workers_alive(
     os.kill(other, signal.SIGKILL)
 
 
+@processes
 def test_ctrl_c_stops_everything_and_raises_once(start: Callable[..., Owner], start_method: str) -> None:
     owner = start(
         script_of(STATES["asleep in a task"], method=start_method), stderr=subprocess.PIPE, start_new_session=True

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy
 import pytest
+from conftest import processes
 
 import fastpool
 from fastpool import RemoteError, SerializationError, WorkerPool
@@ -307,6 +308,7 @@ def lock_result(_: Any) -> Any:
     return threading.Lock()
 
 
+@processes
 def test_a_result_that_cannot_be_pickled(start_method: str) -> None:
     with WorkerPool(n_jobs=2, start_method=start_method) as pool:
         with pytest.raises(SerializationError, match=r"result of task \d+ .*cannot pickle '_thread.lock'") as caught:
@@ -346,6 +348,7 @@ def make_only_here(_: Any) -> OnlyHere:
     return OnlyHere()
 
 
+@processes
 def test_values_that_cannot_be_unpickled_on_the_other_side(start_method: str) -> None:
     with WorkerPool(n_jobs=2, start_method=start_method) as pool:
         with pytest.raises(SerializationError, match="wrong process") as caught:
@@ -637,6 +640,7 @@ def interrupt_to_the_end(pid: int) -> None:
 @pytest.mark.parametrize(
     ("task", "kind", "args"), [(idle_alarm, TooLong, ("alarm", 50)), (idle_exit, SystemExit, (5,))]
 )
+@processes
 def test_a_signal_handler_that_raises_in_an_idle_worker(
     stop: bool, task: Any, kind: type[BaseException], args: Any, start_method: str
 ) -> None:

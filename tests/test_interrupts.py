@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import START_METHODS
+from conftest import PROCESSES, processes
 from leftovers import descendants
 
 from fastpool import WorkerPool, process
@@ -388,6 +388,7 @@ class Interrupting:
         return detached
 
 
+@processes
 def test_ctrl_c_while_a_lane_is_handed_over(monkeypatch: pytest.MonkeyPatch, start_method: str) -> None:
     detach = process.Popen.detach
 
@@ -479,7 +480,7 @@ INPUTS: dict[str, Any] = {"range": range, "list": lambda n: list(range(n)), "gen
 
 
 @pytest.mark.parametrize(
-    ("method", "kind"), [("fork", kind) for kind in INPUTS] + [(method, "list") for method in START_METHODS[1:]]
+    ("method", "kind"), [("fork", kind) for kind in INPUTS] + [(method, "list") for method in PROCESSES[1:]]
 )
 def test_storms_of_signals_disturb_no_map(method: str, kind: str, alarm: Any) -> None:
     """In the parent and in the workers, at once, also while these start."""

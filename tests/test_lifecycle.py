@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy
 import pytest
-from leftovers import leftovers, snapshot
+from conftest import context_of, fork_beside_threads, processes
+from leftovers import all_end, leftovers, snapshot
 
 from fastpool import WorkerPool
 
@@ -67,7 +68,8 @@ def test_order_of_leading_arguments(start_method: str) -> None:
 
 
 def pid(_: Any = None) -> int:
-    return os.getpid()
+    """Of a process; of a thread, its own."""
+    return threading.get_native_id()
 
 
 def test_keep_alive_keeps_workers_and_state(start_method: str) -> None:
@@ -88,12 +90,12 @@ def init_even_once(state: dict[str, Any]) -> None:
 def meet(barrier: Any, _: Any) -> int:
     """Tasks of two workers: each waits for the other's."""
     barrier.wait(60)
-    return os.getpid()
+    return pid()
 
 
 def pool_of_two(start_method: str, **options: Any) -> WorkerPool:
     """A pool whose workers can meet."""
-    barrier = multiprocessing.get_context(start_method).Barrier(2)
+    barrier = context_of(start_method).Barrier(2)
     return WorkerPool(n_jobs=2, shared_objects=barrier, start_method=start_method, **options)
 
 
@@ -248,7 +250,7 @@ def test_a_pool_that_nobody_closed_is_collected(start_method: str) -> None:
     pids = pool.map(pid, range(4))
     del pool
     gc.collect()
-    assert not any(os.path.exists(f"/proc/{p}") for p in pids)
+    assert all_end(pids)
 
 
 def test_a_pool_in_a_cycle_is_collected() -> None:
@@ -314,6 +316,7 @@ def about_process(_: Any) -> tuple[str, bool, int]:
     return process.name, process.daemon, parent.pid or 0
 
 
+@processes
 def test_workers_are_multiprocessing_processes(start_method: str) -> None:
     with WorkerPool(n_jobs=1, keep_alive=True, start_method=start_method) as pool:
         assert pool.map(about_process, [0]) == [("Worker-0", True, os.getpid())]
@@ -342,6 +345,7 @@ def use_in_fork(pool: WorkerPool) -> str:
         return pipe.read().decode()
 
 
+@fork_beside_threads
 def test_a_pool_belongs_to_the_process_that_made_it(start_method: str) -> None:
     with pool_of_two(start_method, keep_alive=True) as pool:
         pids = pids_of(pool)
@@ -361,6 +365,7 @@ def test_what_tasks_print_is_seen_when_the_map_returns(capfd: pytest.CaptureFixt
             assert sorted(capfd.readouterr().out.split("\n"))[1:] == [f"task {i}" for i in range(5)]
 
 
+@fork_beside_threads
 def test_a_fork_of_the_owner_that_exits_leaves_the_workers_alone(start_method: str) -> None:
     with pool_of_two(start_method, keep_alive=True) as pool:
         pids = pids_of(pool)

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import START_METHODS
+from conftest import PROCESSES, processes
 from test_start_methods import run
 
 from fastpool import SerializationError, WorkerPool
@@ -15,7 +15,7 @@ from fastpool import SerializationError, WorkerPool
 pytest.importorskip("dill", reason="dill is not installed: pip install fastpool[dill]")
 
 WAYS = ["file", "command"]  # workers import the program; they cannot
-not_fork = pytest.mark.parametrize("start_method", START_METHODS[1:])
+not_fork = pytest.mark.parametrize("start_method", PROCESSES[1:])
 either_way = pytest.mark.parametrize("how", WAYS)
 
 HEAD = """
@@ -222,7 +222,7 @@ def fail(x):
 
 
 @either_way
-@pytest.mark.parametrize("start_method", START_METHODS)
+@pytest.mark.parametrize("start_method", PROCESSES)
 def test_exceptions_of_the_program(tmp_path: Path, start_method: str, how: str) -> None:
     body = """
 for x in (0, 1):
@@ -256,7 +256,7 @@ with pool() as p:
 
 
 @either_way
-@pytest.mark.parametrize("start_method", START_METHODS)
+@pytest.mark.parametrize("start_method", PROCESSES)
 def test_types_are_the_same_on_both_sides(tmp_path: Path, start_method: str, how: str) -> None:
     body = """
 def check(x):
@@ -279,7 +279,7 @@ with pool(keep_alive=True) as p:
 
 
 @either_way
-@pytest.mark.parametrize("start_method", START_METHODS)
+@pytest.mark.parametrize("start_method", PROCESSES)
 def test_a_class_that_dill_cannot_send(tmp_path: Path, start_method: str, how: str) -> None:
     """It is no matter to workers that have it."""
     definitions = """
@@ -307,7 +307,7 @@ with pool() as p:
 
 
 @either_way
-@pytest.mark.parametrize("start_method", START_METHODS)
+@pytest.mark.parametrize("start_method", PROCESSES)
 def test_classes_that_workers_do_not_have_or_have_in_an_older_form(tmp_path: Path, start_method: str, how: str) -> None:
     body = """
 with pool(keep_alive=True) as p:
@@ -395,6 +395,7 @@ def unsendable(_: int) -> object:
     return iter(i for i in range(3))
 
 
+@processes
 def test_dill_is_not_advised_to_those_who_have_it(start_method: str) -> None:
     options = {"n_jobs": 1, "start_method": start_method, "use_dill": True}
     with WorkerPool(**options) as pool:  # type: ignore[arg-type]
@@ -420,6 +421,7 @@ def test_dill_is_not_advised_for_functions_either(start_method: str) -> None:
     assert "use_dill" not in str(caught.value)
 
 
+@processes
 @pytest.mark.parametrize("use_dill", [False, True])
 def test_locks_belong_into_the_shared_objects(start_method: str, use_dill: bool) -> None:
     with WorkerPool(1, start_method=start_method, use_dill=use_dill) as pool:

@@ -12,6 +12,8 @@ import pytest
 
 from fastpool import WorkerPool
 
+pytestmark = pytest.mark.usefixtures("by_default")
+
 
 def identity(x: Any) -> Any:
     return x
@@ -247,9 +249,9 @@ def test_max_tasks_active_bounds_how_far_the_input_is_read(active: int) -> None:
         supervisor = pool._supervisor
         original = supervisor.sleep
 
-        def sleep(grain: int) -> None:
+        def sleep(grain: int, deadline_ns: int | None = None) -> None:
             seen.append(read - supervisor.collector.collected)
-            original(grain)
+            original(grain, deadline_ns)
 
         supervisor.sleep = sleep  # type: ignore[method-assign]
         assert pool.map(identity, counting(), max_tasks_active=active) == list(range(500))
@@ -300,8 +302,11 @@ def test_map_within_a_task_of_a_nondaemonic_pool() -> None:
 
 def test_daemonic_nesting_is_refused_as_in_multiprocessing() -> None:
     def nested(n: int) -> list[int]:
-        with WorkerPool(n_jobs=1) as inner:
+        with WorkerPool(n_jobs=1, start_method="fork") as inner:
             return inner.map(square, range(n))
 
-    with WorkerPool(n_jobs=1) as pool, pytest.raises(AssertionError, match="daemonic processes"):
+    with (
+        WorkerPool(n_jobs=1, start_method="fork") as pool,
+        pytest.raises(AssertionError, match="daemonic processes"),
+    ):
         pool.map(nested, [3])

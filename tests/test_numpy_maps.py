@@ -20,6 +20,8 @@ from fastpool.supervisor import SLOW_READS
 LARGE = 1_000_003  # rows of 8 bytes: more than fit into one chunk each, and no multiple of anything
 REFUSE_READ = 32
 
+by_default = pytest.mark.usefixtures("by_default")
+
 
 def same(chunk: Any) -> Any:
     return chunk
@@ -66,6 +68,7 @@ INPUTS: dict[str, Any] = {
 }
 
 
+@by_default
 @pytest.mark.parametrize("array", INPUTS.values(), ids=INPUTS.keys())
 @pytest.mark.parametrize("keep_alive", [False, True], ids=["fresh", "kept"])
 def test_chunks_come_back_joined(array: Any, keep_alive: bool) -> None:
@@ -108,6 +111,7 @@ def test_an_array_without_dimensions_is_refused() -> None:
         pool.map(same, np.array(5))
 
 
+@by_default
 def test_the_caller_does_not_see_that_a_chunk_was_overwritten(reading: str) -> None:  # noqa: F811
     with WorkerPool(n_jobs=2, keep_alive=True) as pool:
         array = np.arange(LARGE)
@@ -119,6 +123,7 @@ def test_the_caller_does_not_see_that_a_chunk_was_overwritten(reading: str) -> N
         assert (result == 2 * array).all()
 
 
+@by_default
 def test_a_memory_map_on_a_file_is_not_written_to(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.arange(LARGE))
     array = np.load(tmp_path / "a.npy", mmap_mode="r+")
@@ -127,6 +132,7 @@ def test_a_memory_map_on_a_file_is_not_written_to(tmp_path: Path) -> None:
     assert (array == np.arange(LARGE)).all()
 
 
+@by_default
 def test_a_shared_input_is_written_to() -> None:
     shared = fastpool.asshared(np.arange(LARGE))
     with WorkerPool(n_jobs=2) as pool:
@@ -159,6 +165,7 @@ def move_the_plan(chunk: Any) -> Any:
     return np.sqrt(chunk)
 
 
+@pytest.mark.skipif(_native.is_posix(), reason="in this build no process writes into another's private memory")
 def test_workers_write_nowhere_but_into_the_result() -> None:
     array = np.arange(3.0 * LARGE)
     with WorkerPool(n_jobs=2) as pool:
@@ -201,6 +208,7 @@ CASES: list[tuple[Callable[[Any], Any], Callable[[Any], Any]]] = [
 ]
 
 
+@by_default
 @pytest.mark.parametrize("which", range(len(CASES)))
 @pytest.mark.parametrize("memory_limit", [None, 1 << 20], ids=["", "little memory"])
 def test_whatever_the_results_are_like(which: int, memory_limit: int | None) -> None:
@@ -217,6 +225,7 @@ def test_whatever_the_results_are_like(which: int, memory_limit: int | None) -> 
             assert (result == expected).all()
 
 
+@by_default
 def test_the_list_without_joining() -> None:
     array = np.arange(float(LARGE))
     with WorkerPool(n_jobs=2) as pool:
@@ -225,6 +234,7 @@ def test_the_list_without_joining() -> None:
     assert (np.concatenate(parts) == np.sqrt(array)).all()
 
 
+@by_default
 def test_results_that_are_no_arrays_come_as_a_list() -> None:
     with WorkerPool(n_jobs=2) as pool:
         assert pool.map(np.sum, np.arange(8), n_splits=2) == [6, 22]
@@ -237,6 +247,7 @@ def large_or_none(chunk: Any) -> Any:
     return chunk + 1 if chunk[0] < LARGE * 0.8 else None
 
 
+@by_default
 def test_one_result_of_many_is_no_array() -> None:
     with WorkerPool(n_jobs=2) as pool:
         parts = pool.map(large_or_none, np.arange(float(LARGE)))
@@ -245,6 +256,7 @@ def test_one_result_of_many_is_no_array() -> None:
         assert part is None if first >= LARGE * 0.8 else part[0] == first + 1
 
 
+@by_default
 def test_results_that_cannot_be_joined() -> None:
     with WorkerPool(n_jobs=2) as pool:
         with pytest.raises(ValueError, match="concatenate_numpy_output=False returns the list"):
@@ -293,6 +305,7 @@ def test_what_a_worker_keeps_and_what_the_caller_gets_are_apart(function: Callab
 # ---------------------------------------------------------------- out
 
 
+@by_default
 def test_out(reading: str) -> None:  # noqa: F811
     array = np.arange(float(LARGE))
     with WorkerPool(n_jobs=2, keep_alive=True) as pool:
@@ -310,6 +323,7 @@ def test_a_shared_out_is_written_by_workers() -> None:
         assert pool._supervisor.collector.placed == 8
 
 
+@by_default
 def test_input_and_out_may_be_the_same_shared_array() -> None:
     array = fastpool.asshared(np.arange(float(LARGE)))
     with WorkerPool(n_jobs=2) as pool:
@@ -334,6 +348,7 @@ def test_bad_options(array: Any, options: dict[str, Any], error: type[Exception]
         assert pool._supervisor._segment is None, "something was started"
 
 
+@by_default
 def test_an_out_that_does_not_fit() -> None:
     with WorkerPool(n_jobs=2) as pool:
         with pytest.raises(ValueError, match=r"out has shape \(9,\), but the results together have \(8,\)"):
@@ -362,6 +377,7 @@ def test_a_death_in_a_map_over_an_array() -> None:
         assert (pool.map(np.negative, np.arange(LARGE)) == -np.arange(LARGE)).all()
 
 
+@by_default
 def test_workers_with_a_lifespan() -> None:
     array = np.arange(float(LARGE))
     with WorkerPool(n_jobs=2) as pool:
@@ -399,6 +415,7 @@ def as_one_column(chunk: Any) -> Any:
     return (chunk[:, :1] * 1.0).reshape(-1, 1)
 
 
+@by_default
 @pytest.mark.parametrize("function", [np.asfortranarray, in_columns, turned_over, np.copy])
 @pytest.mark.parametrize("keep_alive", [False, True], ids=["fresh", "kept"])
 def test_results_of_another_order(function: Callable[..., Any], keep_alive: bool) -> None:
@@ -453,6 +470,7 @@ def test_kept_results_leave_room_for_arguments() -> None:
     ("given", "into"),
     [(slice(None, -1), slice(1, None)), (slice(1, None), slice(None, -1)), (slice(None, None, -1), slice(None))],
 )
+@by_default
 def test_an_out_over_other_rows_of_the_input(given: slice, into: slice) -> None:
     shared = fastpool.asshared(np.arange(float(LARGE)))
     expected = shared[given] * 2
@@ -469,6 +487,7 @@ def masked_threes(chunk: Any) -> Any:
     return np.ma.masked_equal(chunk, 3)
 
 
+@by_default
 def test_masks_and_out() -> None:
     array = np.arange(6.0)
     with WorkerPool(n_jobs=2) as pool:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import processes
+from leftovers import all_end
 
 from fastpool import WorkerPool
 
@@ -149,6 +151,7 @@ threading.Thread(target=reap, daemon=True).start()
 }
 
 
+@processes
 @pytest.mark.parametrize("reaper", REAPERS)
 def test_somebody_else_waits_for_the_workers(reaper: str, start_method: str, tmp_path: Path) -> None:
     script = """
@@ -228,7 +231,8 @@ def test_faulthandler(tmp_path: Path) -> None:
 
 
 def getpid(_: Any) -> int:
-    return os.getpid()
+    """Of a process; of a thread, its own."""
+    return threading.get_native_id()
 
 
 def run_in_thread(function: Any) -> None:
@@ -247,7 +251,7 @@ def test_a_pool_in_a_cycle_is_collected_by_another_thread(start_method: str) -> 
         run_in_thread(gc.collect)
     finally:
         gc.enable()
-    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+    assert all_end(pids)
 
 
 def test_pools_in_one_cycle_are_collected_together() -> None:

@@ -116,6 +116,14 @@ ROWS = [
     Row("pread", "EIO EPERM", "owner", "right"),
     Row("pread", "EIO EPERM", "worker"),
     Row("process_vm_readv", "EPERM ENOSYS ENOMEM", "worker"),
+    Row(
+        "process_vm_writev",
+        "EPERM ENOSYS ENOMEM EFAULT",
+        "worker",
+        "right",
+        steps="array,array",
+        options=(("n_jobs", 2),),
+    ),
     # what Python and multiprocessing call for workers that are no forks
     Row("memfd_create", "EMFILE", "owner", "error", False, 0, "shared", SPAWN),
     Row("pwrite64", "ENOSPC", "owner", "error", False, 0, "shared", SPAWN, True),

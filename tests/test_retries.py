@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy
 import pytest
-from conftest import START_METHODS
+from conftest import PROCESSES
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -186,7 +186,7 @@ def test_tasks_of_dead_workers_are_given_to_others(
         assert pool.map(abs, make(3), retries=2) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("start_method", START_METHODS[1:])
+@pytest.mark.parametrize("start_method", PROCESSES[1:])
 def test_retries_of_other_start_methods(runs: Any, start_method: str) -> None:
     with WorkerPool(n_jobs=2, shared_objects=runs, start_method=start_method) as pool:
         assert pool.map(die_once_at_5, range(10), retries=1) == list(range(10))

@@ -20,23 +20,24 @@ LAYERS = [
     {"__main__"},
     {"demo"},
     {"__init__"},
-    {"pool"},
+    {"pool", "utils"},
     {"mapping"},
     {"supervisor"},
-    {"schedule", "process", "worker", "remote", "recovery"},
-    {"job"},
+    {"schedule", "process", "worker", "remote", "recovery", "insights"},
+    {"job", "threads"},
+    {"timeouts"},
     {"options"},
     {"arrays"},
     {"functions", "spawning", "raised"},
     {"_worker", "_collect"},
-    {"_feed", "_lane"},
+    {"_feed", "_lane", "_timing"},
     {"_codec", "_plan"},
     {"_nursery", "_packed"},
     {"_native", "_tagwriter", "_tagreader"},
-    {"_scalars", "_signals"},
+    {"_scalars", "_signals", "_references"},
     {"serializer"},
     {"dilled"},
-    {"definition", "errors", "machine"},
+    {"definition", "errors", "machine", "progress"},
 ]
 
 
@@ -105,7 +106,10 @@ def stub_names(path: Path) -> set[str]:
     return {name for name in names if not name.endswith("__") and "LoopHost" not in name}
 
 
-@pytest.mark.parametrize("name", ["_native", "_signals", "_tagwriter", "_tagreader", "_feed", "_worker", "_collect"])
+@pytest.mark.parametrize(
+    "name",
+    ["_native", "_signals", "_references", "_tagwriter", "_tagreader", "_feed", "_timing", "_worker", "_collect"],
+)
 def test_stubs_match_the_extensions(name: str) -> None:
     module = __import__(f"fastpool.{name}", fromlist=[name])
     real = set()

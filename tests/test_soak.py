@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -18,15 +20,52 @@ def test_a_short_soak(capsys: pytest.CaptureFixture[str]) -> None:
     assert "WRONG" not in out
 
 
+class Pretended:
+    """A pool whose maps come to this."""
+
+    def __init__(self, outcome: Callable[[], Any]) -> None:
+        self.outcome = outcome
+
+    def map(self, *_: Any) -> Any:
+        return self.outcome()
+
+    imap = imap_unordered = lambda self, *_: (x for x in self.outcome())
+
+
+def check(plan: Plan, outcome: Callable[[], Any]) -> str | None:
+    return plan.check(Pretended(outcome))  # type: ignore[arg-type]
+
+
 def test_wrong_outcomes_are_told() -> None:
     plan = Plan(abs, lambda: [1], {}, [1])
-    assert plan.check(lambda: [1]) is None
-    assert plan.check(lambda: [2]) == "the results are wrong"
-    assert plan.check(lambda: [1.0]) == "the results are wrong"
-    assert plan.check(lambda: int("x")) == "ValueError: invalid literal for int() with base 10: 'x'"
+    assert check(plan, lambda: [1]) is None
+    assert check(plan, lambda: [2]) == "the results are wrong"
+    assert check(plan, lambda: [1.0]) == "the results are wrong"
+    assert check(plan, lambda: int("x")) == "ValueError: invalid literal for int() with base 10: 'x'"
     plan = Plan(abs, lambda: [1], {}, KeyError)
-    assert plan.check(lambda: [1]) == "no KeyError"
-    assert plan.check(lambda: {}[0]) is None  # type: ignore[index]
+    assert check(plan, lambda: [1]) == "no KeyError"
+    assert check(plan, lambda: {}[0]) is None  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("method", "most", "results", "right"),
+    [
+        ("imap", None, [1, 2, 3], True),
+        ("imap", None, [1, 3, 2], False),
+        ("imap", 2, [1, 2, 3], True),
+        ("imap", 2, [2, 1], False),
+        ("imap", 2, [1], False),
+        ("imap_unordered", None, [3, 1, 2], True),
+        ("imap_unordered", None, [3, 1, 1], False),
+        ("imap_unordered", None, [3, 1], False),
+        ("imap_unordered", 2, [3, 1, 2], True),
+        ("imap_unordered", 2, [3, 3], False),
+        ("imap_unordered", 2, [3, 1.0], False),
+    ],
+)
+def test_lazy_maps_are_checked(method: str, most: int | None, results: list[Any], right: bool) -> None:
+    plan = Plan(abs, lambda: [1], {}, [1, 2, 3], method, most)
+    assert check(plan, lambda: results) == (None if right else "the results are wrong")
 
 
 def test_equal_is_about_types_too() -> None:

@@ -7,6 +7,7 @@ import contextlib
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import queue as queues
 import select
 import signal
 import subprocess
@@ -20,12 +21,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import START_METHODS
+from conftest import PROCESSES, context_of, processes
 
 import fastpool
 from fastpool import RemoteError, SerializationError, WorkerDiedError, WorkerPool, _native
 
-NOT_FORK = START_METHODS[1:]
+NOT_FORK = PROCESSES[1:]
 not_fork = pytest.mark.parametrize("start_method", NOT_FORK)
 
 
@@ -36,13 +37,8 @@ def with_dill() -> None:
 
 def test_the_context_is_that_of_multiprocessing(start_method: str) -> None:
     with WorkerPool(n_jobs=1, start_method=start_method) as pool:
-        assert pool.ctx is multiprocessing.get_context(start_method)
+        assert pool.ctx is context_of(start_method)
     assert WorkerPool().ctx is multiprocessing.get_context("fork")
-
-
-def test_threads_are_refused_in_words() -> None:
-    with pytest.raises(ValueError, match="'threading' is not there yet"):
-        WorkerPool(start_method="threading")
 
 
 # ---------------------------------------------------------------- functions
@@ -95,6 +91,7 @@ def test_a_function_that_a_fresh_worker_lacks(start_method: str, monkeypatch: py
             assert pool.map(double, range(3)) == [0, 2, 4]
 
 
+@processes
 @pytest.mark.usefixtures("with_dill")
 def test_dill_sends_what_pickle_cannot(start_method: str) -> None:
     k = 5
@@ -117,6 +114,7 @@ def raise_only_for_dill(_: Any) -> None:
     raise OnlyForDill
 
 
+@processes
 @pytest.mark.usefixtures("with_dill")
 def test_dill_sends_exceptions_and_shared_objects_too(start_method: str) -> None:
     shared = {"f": lambda x: 3 * x, "array": np.arange(5)}
@@ -178,6 +176,7 @@ def scribble(shared: dict[str, Any], x: int) -> tuple[float, bool, bool]:
     return before, not shared["fixed"].flags.writeable, shared["same"] is array
 
 
+@processes
 def test_arrays_in_shared_objects_can_be_written_and_stay_the_workers_own(start_method: str) -> None:
     array = np.zeros(100_000)
     fixed = np.arange(3.0)
@@ -210,8 +209,8 @@ def use_context(shared: tuple[Any, ...], x: int) -> int:
 
 
 def test_locks_queues_and_pipes_of_the_context_are_shared(start_method: str) -> None:
-    context = multiprocessing.get_context(start_method)
-    queue = context.SimpleQueue()
+    context = context_of(start_method)
+    queue = getattr(context, "SimpleQueue", queues.SimpleQueue)()
     ours, theirs = context.Pipe()
     event = context.Event()
     value = context.Value("q", 0)
@@ -222,7 +221,7 @@ def test_locks_queues_and_pipes_of_the_context_are_shared(start_method: str) -> 
     assert value.value == sum(range(20))
     assert sorted(queue.get() for _ in range(20)) == list(range(20))
     assert sorted(ours.recv() for _ in range(20)) == list(range(20))
-    queue.close()
+    getattr(queue, "close", int)()
     for end in (ours, theirs):
         end.close()
 

@@ -55,6 +55,11 @@ claim-lines-first|claim|error|-DMUTATE_LINES_FIRST
 claim-collect-first|claim|error|-DMUTATE_COLLECT_FIRST
 claim-intent-ignored|claim|error|-DMUTATE_INTENT_IGNORED
 claim-numbers-of-intents-only|claim|error|-DMUTATE_NUMBERS_OF_INTENTS_ONLY $repeat
+calls|calls|whole|
+calls-no-barrier|calls|error|-DMUTATE_NO_BARRIER
+calls-look-first|calls|error|-DMUTATE_LOOK_FIRST
+calls-no-second-look|calls|error|-DMUTATE_NO_SECOND_LOOK
+calls-no-pardon|calls|error|-DMUTATE_NO_PARDON
 END
   if [ -n "${FULL:-}" ]; then
     cat << END

@@ -85,8 +85,10 @@ static int take(fp_reader *reader, const fp_view *view) {
   uint32_t length, head = view->kind == FP_KIND_STR || view->kind == FP_KIND_BYTES ? 8 : 16;
   if (view->kind == FP_KIND_BLOCK || view->kind == FP_KIND_FRAGMENT) head = 32;
   if (view->kind == FP_KIND_PLACED) head = 0;
+  if (view->kind == FP_KIND_OBJECT) head = 8;
   CHECK(room >= head);
   memcpy(&length, at, head ? 4 : 0);
+  if (view->kind == FP_KIND_OBJECT) length = 0;
   uint64_t bytes = head < 32 && head ? head + fp_align(length, 8) : head;
   if (bytes > room) return FP_DAMAGED;
   sum += fp_checksum(at, bytes);
@@ -232,7 +234,7 @@ static void plant(uint64_t seed) {
   CHECK(writer.ring != NULL);
   for (int i = 0; i < 12; i++) {
     uint16_t kind = (uint16_t)(1 + random_below(&random, FP_KINDS - 1));
-    uint32_t item = kind <= FP_KIND_FLOAT64 ? 8 : kind == FP_KIND_BOOL ? 1 : 24;
+    uint32_t item = kind <= FP_KIND_FLOAT64 || kind == FP_KIND_OBJECT ? 8 : kind == FP_KIND_BOOL ? 1 : 24;
     if (kind == FP_KIND_NONE || kind == FP_KIND_PLACED) item = 0;
     if (kind == FP_KIND_BLOCK || kind == FP_KIND_FRAGMENT) item = 32;
     if (fp_writer_open(&writer, kind, (uint8_t)random_below(&random, FP_PHASES), 7, task, item, 64) < 0)

@@ -118,6 +118,10 @@ WRAP(ssize_t, process_vm_readv, -1,
      (pid_t pid, const struct iovec *to, unsigned long n, const struct iovec *from, unsigned long m,
       unsigned long flags),
      (pid, to, n, from, m, flags))
+WRAP(ssize_t, process_vm_writev, -1,
+     (pid_t pid, const struct iovec *from, unsigned long n, const struct iovec *to, unsigned long m,
+      unsigned long flags),
+     (pid, from, n, to, m, flags))
 WRAP(int, ppoll, -1, (struct pollfd * fds, nfds_t n, const struct timespec *timeout, const sigset_t *mask),
      (fds, n, timeout, mask))
 WRAP(int, poll, -1, (struct pollfd * fds, nfds_t n, int timeout), (fds, n, timeout))

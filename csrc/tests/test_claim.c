@@ -91,6 +91,9 @@ static fp_terms terms_of(uint64_t number) {
       .spec_offset = number * 11,
       .spec_bytes = 1 + random_below(&random, most_units), /* units in all */
       .spec_sum = number * 7,
+      .task_limit = number * 19,
+      .init_limit = number * 23,
+      .exit_limit = number * 29,
   };
 }
 
@@ -99,6 +102,7 @@ static void write_terms(fp_job *job, const fp_terms *terms) {
   WRITE(range_units), WRITE(flags), WRITE(range_start), WRITE(range_step), WRITE(chunk_fixed),
       WRITE(chunk_ns);
   WRITE(n_workers), WRITE(spec), WRITE(lifespan), WRITE(spec_offset), WRITE(spec_bytes), WRITE(spec_sum);
+  WRITE(task_limit), WRITE(init_limit), WRITE(exit_limit);
 #undef WRITE
 }
 
@@ -259,6 +263,31 @@ static void test_starved_and_fed(void) {
   CHECK_EQ(claim(segment, 0, &h, 0), FP_CLAIM_STARVED);
   atomic_store(&segment->job.total, 3);
   CHECK_EQ(claim(segment, 0, &h, 0), FP_CLAIM_EXHAUSTED);
+  plain_free(segment);
+}
+
+/* Units in turn: nobody is kept waiting by the others, and nobody takes what is another's. */
+static void test_units_of_its_own(void) {
+  fp_segment *segment = plain_segment(2);
+  hand h = {0};
+  fp_control_of(segment, 0)->turn = 4;
+  uint64_t number = publish(segment, NO_RANGE, 5, FP_TOTAL_UNKNOWN, 0);
+  CHECK_EQ(fp_claim_own(segment, 0, &h.terms, 0), FP_CLAIM_OTHER);
+  CHECK_EQ(fp_claim_join(segment, 0, &h.terms), 1);
+  CHECK_EQ(h.terms.turn, 4);
+  CHECK_EQ(fp_claim_own(segment, 0, &h.terms, 4), FP_CLAIM_OK);
+  CHECK_EQ(held(segment, 0), fp_held_pack(4, 1, FP_CLAIM_HELD));
+  CHECK_EQ(gate(segment), fp_claim_pack(number, 0));
+  CHECK_EQ(fp_claim_own(segment, 0, &h.terms, 6), FP_CLAIM_STARVED);
+  CHECK_EQ(held(segment, 0), 0);
+  atomic_store(&segment->job.total, 5);
+  CHECK_EQ(fp_claim_own(segment, 0, &h.terms, 6), FP_CLAIM_EXHAUSTED);
+  CHECK_EQ(fp_claim_own(segment, 0, &h.terms, 0), FP_CLAIM_OK);
+  fp_gate_close(segment);
+  CHECK_EQ(fp_claim_own(segment, 0, &h.terms, 2), FP_CLAIM_CLOSED);
+  CHECK_EQ(held(segment, 0), 0);
+  fp_gate_open(segment);
+  CHECK_EQ(fp_claim_own(segment, 0, &h.terms, 2), FP_CLAIM_OTHER);
   plain_free(segment);
 }
 
@@ -961,6 +990,7 @@ int main(void) {
   RUN(test_line_holds);
   RUN(test_chunks_until_exhausted);
   RUN(test_starved_and_fed);
+  RUN(test_units_of_its_own);
   RUN(test_empty_job);
   RUN(test_budget);
   RUN(test_range_then_chunks);

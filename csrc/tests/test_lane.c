@@ -41,7 +41,7 @@ static uint32_t head_of(uint16_t kind) {
 }
 
 static uint32_t item_bytes(uint16_t kind, uint64_t i, uint32_t most) {
-  if (kind == FP_KIND_INT64 || kind == FP_KIND_FLOAT64) return 8;
+  if (kind == FP_KIND_INT64 || kind == FP_KIND_FLOAT64 || kind == FP_KIND_OBJECT) return 8;
   if (kind == FP_KIND_BOOL) return 1;
   if (kind == FP_KIND_NONE) return 0;
   if (kind == FP_KIND_BLOCK) return sizeof(fp_block_item);
@@ -51,7 +51,7 @@ static uint32_t item_bytes(uint16_t kind, uint64_t i, uint32_t most) {
 static void write_item(unsigned char *at, uint16_t kind, uint64_t i, uint32_t most) {
   uint64_t value = value_of(i);
   uint32_t length = length_of(i, most), head = head_of(kind);
-  if (item_bytes(kind, i, most) <= 8 && kind <= FP_KIND_NONE) {
+  if (item_bytes(kind, i, most) <= 8 && (kind <= FP_KIND_NONE || kind == FP_KIND_OBJECT)) {
     memcpy(at, &value, item_bytes(kind, i, most));
     return;
   }
