@@ -36,7 +36,7 @@ logger = logging.getLogger("fastpool")
 
 RING_BYTES = 1 << 20  # of each worker's results: some milliseconds of small ones, so that the parent may come late
 LOOK_SECONDS = 0.02
-SLOW_READS = 4  # of memory that forks share, each 0.4 of what it takes to make it the owner's alone
+SLOW_READS = 2  # of memory that forks share, each 0.4 of what it takes to make it the owner's alone
 
 
 class Supervisor:
