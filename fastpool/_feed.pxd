@@ -19,6 +19,7 @@ cdef class BufferEncoder(Encoder):
     cdef bint may_inherit
     cdef bint unshare
     cdef bint read_forked  # something was left for workers to read in the slow way
+    cdef bint unshared     # something was left for them that is not shared any more when they have read it
 
     cdef uint64_t put_numbers(self, list items, uint64_t start, uint64_t count) except? 0
     cdef int clear(self) except -1

@@ -185,7 +185,9 @@ cdef class BufferEncoder(Encoder):
         elif self.steady and self.may_inherit and not self.fresh and space is NULL and is_private(keep):
             refer(buffer, FP_BORN_WITH, NULL, data)
         elif self.steady and self.may_read:
-            forked = not self.unshare and memory_is_forked(data)
+            forked = memory_is_forked(data)
+            if forked and self.unshare:
+                self.unshared, forked = True, False
             self.read_forked |= forked
             refer(buffer, FP_IN_FORKED if forked else FP_IN_OWNER, NULL, data)
         elif copy_to_block(self.segment.at, self.segment.lanes, data, size, &offset):
@@ -308,6 +310,11 @@ cdef class Feed:
     def read_forked(self) -> bool:
         """Was memory that forks share left for workers to read, which takes twice as long?"""
         return self.encoder.read_forked
+
+    @property
+    def unshared(self) -> bool:
+        """Was such memory left for them to read as if no fork shared it, which ends the sharing?"""
+        return self.encoder.unshared
 
     @property
     def can_publish(self) -> bool:

@@ -200,8 +200,8 @@ class MapRun:
         return found if function is self.job.functions.task and rows == self._input_rows else None
 
     def _join(self, joiner: Joiner, results: list[Any]) -> Any:
-        if self.feed is not None and self.feed.read_forked:
-            self.supervisor.note_forked(joiner.slices.array)
+        if self.feed is not None and (self.feed.read_forked or self.feed.unshared):
+            self.supervisor.note_forked(joiner.slices.array, self.feed.unshared)
         if joiner.is_spoiled:
             self.supervisor.keep_until_workers_end(joiner.whole)  # once: memory that cannot be used again
         self.supervisor.last_array_map = self.job.functions.task, self._input_rows, joiner.found

@@ -314,8 +314,12 @@ class Supervisor:
         answer = self.can_read
         return self._could_read if answer is None else answer
 
-    def note_forked(self, array: Any) -> None:
-        """Workers have read this array in the slow way, because they share its memory since their fork."""
+    def note_forked(self, array: Any, unshared: bool) -> None:
+        """Workers have read this array in the slow way, because some fork shares its memory; or it was `unshared`, and
+        what has been paid for that begins anew (another fork may share it again)."""
+        if unshared:
+            self._forked = (None, 0)
+            return
         where = array.ctypes.data, array.nbytes
         seen, times = self._forked
         self._forked = (where, times + 1 if seen == where else 1)
