@@ -41,7 +41,7 @@ class Settings:
     @property
     def warm_seconds(self) -> float:
         """Of untimed calls before the timed one, where the pool is to be warm."""
-        return 0.03 if self.quick else 0.3
+        return 0.03 if self.quick else 0.8
 
     @property
     def patience(self) -> float:
