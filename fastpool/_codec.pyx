@@ -17,9 +17,9 @@ from libc.string cimport memcpy
 import pickle
 
 from fastpool._native cimport (
-    FP_KIND_BLOCK, FP_KIND_BOOL, FP_KIND_BYTES, FP_KIND_ERROR, FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_NONE,
-    FP_KIND_OBJECT, FP_KIND_PACKED, FP_KIND_PICKLE, FP_KIND_PLACED, FP_KIND_STR, FP_KIND_TAGGED, Segment, block_check,
-    fp_align, fp_at, fp_block_item, fp_fragment, fp_item, fp_summed, fp_writer_commit, writer_close,
+    FP_KIND_BLOCK, FP_KIND_BOOL, FP_KIND_BYTES, FP_KIND_ERROR, FP_KIND_FLOAT64, FP_KIND_FRAGMENT, FP_KIND_INT64,
+    FP_KIND_NONE, FP_KIND_OBJECT, FP_KIND_PACKED, FP_KIND_PICKLE, FP_KIND_PLACED, FP_KIND_STR, FP_KIND_TAGGED, Segment,
+    block_check, fp_align, fp_at, fp_block_item, fp_fragment, fp_item, fp_summed, fp_writer_commit, writer_close,
 )
 from fastpool._packed cimport is_array
 from fastpool._tagreader cimport TagReader
@@ -274,20 +274,15 @@ cdef class Decoder:
         return self.outbox.take((<const uint64_t *>at)[0])
 
     cdef int pass_over(self, int kind, const unsigned char **at, const unsigned char *end) except -1:
-        """Move on past the item at `at`, whose object nobody wants. What it calls into life may fail as it likes."""
+        """Move on past the item, or piece of one, at `at`, whose object nobody wants. What it calls into life may fail
+        as it likes."""
         if kind != FP_KIND_TAGGED:  # a tagged item may be what later ones refer to
             self.dry = True
         try:
-            self.item(kind, at, end)
-        finally:
-            self.dry = False
-        return 0
-
-    cdef int pass_over_fragment(self, const unsigned char **at, const unsigned char *end) except -1:
-        """The same with a piece of an item."""
-        self.dry = True
-        try:
-            self.fragment(at, end)
+            if kind == FP_KIND_FRAGMENT:
+                self.fragment(at, end)
+            else:
+                self.item(kind, at, end)
         finally:
             self.dry = False
         return 0

@@ -323,7 +323,7 @@ cdef class Collector:
         for _ in range(view.count):
             try:
                 if view.kind == FP_KIND_FRAGMENT:
-                    decoder.pass_over_fragment(at, view.end)
+                    decoder.pass_over(view.kind, at, view.end)
                 else:
                     decoder.item(view.kind, at, view.end)
             except FastpoolError:
