@@ -25,6 +25,7 @@ cdef extern from "Python.h":
     void PyObject_GC_Track(PyObject *value)
     void PyObject_GC_UnTrack(PyObject *value)
     void Py_DECREF(PyObject *value)
+    void Py_SET_SIZE(object value, Py_ssize_t size)
 
 cdef struct Watch:  # what the parent's sleep looks at
     const fp_segment *segment
@@ -81,6 +82,7 @@ cdef class Collector:
     cdef object results        # the places, a list; None: nothing is expected
     cdef readonly uint64_t first      # task of the first place
     cdef uint64_t handed_out          # tasks that there are: results of others are damage
+    cdef uint64_t reached             # tasks up to here, without it, may have results
     cdef int way               # COLLECT_*
     cdef list arrived          # results in the order in which they came, if that is wanted
     cdef readonly Feed feed
@@ -136,7 +138,7 @@ cdef class Collector:
         self.job = number & 0xFF
         self.feed = feed
         self.revive = revive
-        self.collected = self.placed = self.first = self.patience = 0
+        self.collected = self.placed = self.first = self.reached = self.patience = 0
         self.handed_out = size
         self.failures.clear()
         self.sample = self.rested_at = None
@@ -151,6 +153,11 @@ cdef class Collector:
         self.handed_out = max(self.handed_out, tasks)
         if self.way == COLLECT_ALL:
             self.make_places(tasks)
+
+    cdef int reach(self, uint64_t tasks) except -1:
+        """Results of tasks up to this one, without it, are about to be placed."""
+        self.reached = max(self.reached, tasks)
+        return self.make_places(tasks)
 
     cdef int make_places(self, uint64_t tasks) except -1:
         """Have places for tasks up to this one, without it."""
@@ -188,9 +195,17 @@ cdef class Collector:
 
     def abandon(self) -> None:
         """Drop the results collected so far, and expect none."""
+        self.cut_off_untouched()
         self.results = self.sample = self.arrived = None
         self.feed = self.revive = None
         self.end_exchange()
+
+    cdef void cut_off_untouched(self):
+        """Places that nothing has reached are empty: not to look at each makes the end of a long list short."""
+        if self.results is None or self.reached >= <uint64_t>PyList_GET_SIZE(self.results):
+            return
+        if self.way == COLLECT_ALL and PyList_GET_ITEM(self.results, self.reached) is NULL:
+            Py_SET_SIZE(self.results, self.reached)
 
     cdef void end_exchange(self) noexcept:
         if self.segment.exchange is not None:
@@ -340,7 +355,7 @@ cdef class Collector:
             raise DamagedMemoryError("a result of a job that is over")
         if view.first > self.handed_out or count > self.handed_out - view.first:
             raise DamagedMemoryError("a result of a task that was not handed out")
-        return self.make_places(view.first + count)
+        return self.reach(view.first + count)
 
     cdef int take_run(self, uint32_t worker, fp_view *view, const unsigned char **at) except -1:
         """All of a view: results of consecutive tasks."""
@@ -422,7 +437,7 @@ cdef class Collector:
 
     cdef int take_failure(self, uint64_t task, error) except -1:
         cdef object sample = self.sample
-        self.make_places(task + 1)
+        self.reach(task + 1)
         Py_INCREF(error)
         self.place(task, <PyObject *>error)
         self.sample = sample  # it does not show what results are like

@@ -74,7 +74,7 @@ class WorkerThread:
         self._cores = cores
         self._loop = main(segment)
         self._end = Event()
-        self._thread = threading.Thread(target=self._live, name=f"Worker-{worker_id}", daemon=True)
+        self._thread: threading.Thread | None = None  # from its start to its end
         self._has_lane = False
         self._deadline: float | None = None  # of its end, once it is told to
         self.is_abandoned = False
@@ -87,6 +87,7 @@ class WorkerThread:
         self.segment.admit(self.worker_id, self._end.fd, self)
         self._has_lane = True
         try:
+            self._thread = threading.Thread(target=self._live, name=f"Worker-{self.worker_id}", daemon=True)
             self._thread.start()
         except BaseException:
             self.detach()
@@ -128,10 +129,17 @@ class WorkerThread:
         if not self._ends_in(self._patience if block else 0) and not (block and self.abandon()):
             return False
         if not self.is_abandoned:
-            self._thread.join()
+            self._join()
         if self._has_lane:
             self.detach()
         return not self.is_abandoned or self._is_current
+
+    @uninterrupted
+    def _join(self) -> None:
+        """It has nothing left to do. Its object goes here: an interrupt would be lost in the callbacks of its end."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
 
     def abandon(self) -> bool:
         """Treat it as dead, though it is in a task that does not return. Only after :meth:`kill`.
