@@ -58,7 +58,7 @@ extensions = [
         extension(name, [])
         for name in (
             *("_signals", "_references", "_scalars", "_tagwriter", "_tagreader", "_packed", "_codec", "_nursery"),
-            *("_plan", "_feed", "_lane", "_timing", "_worker", "_collect"),
+            *("_plan", "_feed", "_applies", "_lane", "_timing", "_worker", "_collect"),
         )
     ),
 ]

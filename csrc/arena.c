@@ -18,13 +18,14 @@
 /* ------------------------------------------------------------------ the segment */
 
 typedef struct {
-  uint64_t feed, controls, lines, lanes, heaps, rings, heap; /* offsets */
+  uint64_t feed, applies, controls, lines, lanes, heaps, rings, heap; /* offsets */
 } layout;
 
 static layout lay_out(uint32_t lanes, uint64_t ring_bytes) {
   layout at;
   at.feed = fp_align(sizeof(fp_segment), FP_LINE_BYTES);
-  at.controls = fp_align(at.feed + FP_FEED_SLOTS * sizeof(fp_feed_slot), FP_LINE_BYTES);
+  at.applies = fp_align(at.feed + FP_FEED_SLOTS * sizeof(fp_feed_slot), FP_LINE_BYTES);
+  at.controls = at.applies + FP_APPLY_SLOTS * sizeof(fp_apply_slot);
   at.lines = fp_align(at.controls + lanes * sizeof(fp_control), fp_page_bytes());
   at.lanes = fp_align(at.lines + lanes * sizeof(fp_line), FP_LINE_BYTES);
   at.heaps = fp_align(at.lanes + lanes * sizeof(fp_lane), FP_LINE_BYTES);
@@ -68,10 +69,12 @@ static void init_segment(fp_arena *arena, const layout *at, uint32_t lanes, uint
   segment->lanes_at = at->lanes;
   segment->heaps_at = at->heaps;
   segment->feed_at = at->feed;
+  segment->applies_at = at->applies;
   segment->controls_at = at->controls;
   segment->rings_at = at->rings;
   segment->probe = (uint64_t)(uintptr_t)&probe_word;
-  atomic_store_explicit(&segment->gate.claim, FP_INDEX_CLOSED, memory_order_relaxed);
+  for (int channel = 0; channel < FP_CHANNELS; channel++)
+    atomic_store_explicit(&segment->gates[channel].claim, FP_INDEX_CLOSED, memory_order_relaxed);
   for (uint32_t i = 0; i < lanes; i++)
     atomic_store_explicit(&fp_control_of(segment, i)->wake_at, FP_NEVER, memory_order_relaxed);
   for (uint32_t i = 0; i <= lanes; i++) {

@@ -40,13 +40,13 @@ int fp_state_move(fp_line *line, uint32_t to) {
 void fp_line_reset(fp_line *line) {
   uint32_t generation = atomic_load_explicit(&line->generation, memory_order_relaxed);
   atomic_store_explicit(&line->claim, 0, memory_order_relaxed);
-  atomic_store_explicit(&line->job, 0, memory_order_relaxed);
+  for (int channel = 0; channel < FP_CHANNELS; channel++)
+    atomic_store_explicit(&line->jobs[channel], 0, memory_order_relaxed);
   atomic_store_explicit(&line->news, 0, memory_order_relaxed);
   atomic_store_explicit(&line->call_until, 0, memory_order_relaxed);
   atomic_store_explicit(&line->pid, 0, memory_order_relaxed);
   atomic_store_explicit(&line->tasks, 0, memory_order_relaxed);
   atomic_store_explicit(&line->tasks_ns, 0, memory_order_relaxed);
-  atomic_store_explicit(&line->chunks, 0, memory_order_relaxed);
   atomic_store_explicit(&line->started_ns, 0, memory_order_relaxed);
   atomic_store_explicit(&line->init_ns, 0, memory_order_relaxed);
   atomic_store_explicit(&line->waiting_ns, 0, memory_order_relaxed);

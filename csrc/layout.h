@@ -29,6 +29,9 @@ enum {
 
 /* ------------------------------------------------------------------ claim */
 
+/* What workers take units from: each has a gate, a job and feed slots of its own. */
+enum { FP_MAP = 0, FP_APPLY = 1, FP_CHANNELS = 2 };
+
 #define FP_INDEX_BITS   40
 #define FP_INDEX_MASK   ((UINT64_C(1) << FP_INDEX_BITS) - 1)
 #define FP_INDEX_CLOSED FP_INDEX_MASK /* the gate is closed: nothing to claim */
@@ -41,7 +44,6 @@ typedef struct {
 
 enum {
   FP_JOB_LAST = 1,         /* workers stop when the job is exhausted */
-  FP_JOB_TIMED = 2,        /* counters after every task */
   FP_JOB_KEEP_GOING = 4,   /* a task's exception is its result: the worker goes on with the next one */
   FP_JOB_INSIGHTS = 8,     /* every task is counted and timed, and the longest are kept */
   FP_JOB_ALWAYS_EXIT = 16, /* the exit function runs also in a worker that ends because of an error */
@@ -88,6 +90,14 @@ typedef struct {   /* parent, before avail passes the chunk */
   uint64_t skip; /* so many of these are done: a dead worker had the chunk before */
 } fp_feed_slot;
 
+#define FP_APPLY_SLOTS 4096 /* the same of applies, but those that a worker shows as begun do not count */
+#define FP_APPLY_BYTES 216
+
+typedef struct { /* one apply, a chunk of one task; the parent, as above */
+  fp_feed_slot slot;
+  unsigned char data[FP_APPLY_BYTES]; /* of small arguments: the records that lie in blocks otherwise */
+} fp_apply_slot;
+
 /* ------------------------------------------------------------------ bell */
 
 typedef struct {
@@ -111,8 +121,8 @@ typedef enum {
 } fp_state;
 
 enum { FP_READS_UNKNOWN = 0, FP_READS_YES = 1, FP_READS_NO = 2 };
-enum { FP_CLAIM_NONE = 0, FP_CLAIM_INTENT = 1, FP_CLAIM_HELD = 2 };
-#define FP_COUNT_BITS 22
+enum { FP_CLAIM_NONE = 0, FP_CLAIM_INTENT = 1, FP_CLAIM_HELD = 2, FP_CLAIM_BEGUN = 3 };
+#define FP_COUNT_BITS 21
 #define FP_MAX_CHUNK  ((UINT64_C(1) << FP_COUNT_BITS) - 1)
 
 #define FP_LONGEST    5
@@ -124,8 +134,8 @@ typedef struct {                                           /* one of the longest
 } fp_longest;
 
 typedef struct {                                  /* the worker, except where noted */
-  _Alignas(FP_LINE_BYTES) _Atomic uint64_t claim; /* first unit 40 | count 22 | FP_CLAIM_* 2 */
-  _Atomic uint64_t job;                           /* number of the job it joined last; 0: none yet */
+  _Alignas(FP_LINE_BYTES) _Atomic uint64_t claim; /* first unit 40 | count 21 | channel 1 | FP_CLAIM_* 2 */
+  _Atomic uint64_t jobs[FP_CHANNELS];             /* number of the job it joined last; 0: none yet */
   _Atomic uint32_t state;                         /* fp_state; DEAD by the parent */
   _Atomic uint32_t news;
   _Atomic uint64_t
@@ -135,7 +145,6 @@ typedef struct {                                  /* the worker, except where no
   _Atomic uint32_t generation; /* parent, before it starts the worker */
   _Atomic uint64_t tasks;      /* tasks done since it started */
   _Atomic uint64_t tasks_ns;   /* time those took */
-  _Atomic uint64_t chunks;
   /* times for insights, ns */
   _Alignas(FP_LINE_BYTES) _Atomic uint64_t started_ns;
   _Atomic uint64_t init_ns;
@@ -310,9 +319,9 @@ typedef struct {                                /* the heap's owner */
 
 /* What lies side by side has the same writers, and what few may write the others have mapped read-only. */
 typedef struct {
-  fp_gate gate; /* written by all */
-  fp_bell bell; /* the parent's */
-  unsigned char unused[FP_PAGE - sizeof(fp_gate) - sizeof(fp_bell)];
+  fp_gate gates[FP_CHANNELS]; /* written by all */
+  fp_bell bell;               /* the parent's */
+  unsigned char unused[FP_PAGE - FP_CHANNELS * sizeof(fp_gate) - sizeof(fp_bell)];
   /* constant after the segment is made: nobody can write it */
   uint64_t magic;
   uint64_t bytes;      /* reserved */
@@ -324,13 +333,14 @@ typedef struct {
   uint64_t lanes_at;
   uint64_t heaps_at;
   uint64_t feed_at;
+  uint64_t applies_at;
   uint64_t controls_at;
   uint64_t rings_at;
   uint64_t bounded; /* 1: pages come from a file system of limited size, and may be refused by a SIGBUS */
   uint64_t probe;   /* address of a private word of the owner's that holds FP_MAGIC */
-  unsigned char unused_too[FP_PAGE - 13 * sizeof(uint64_t)];
+  unsigned char unused_too[FP_PAGE - 14 * sizeof(uint64_t)];
   /* from here to lines_at (the feed's slots and the control lines follow): the parent alone */
-  fp_job job;
+  fp_job jobs[FP_CHANNELS];
 } fp_segment;
 
 static inline void *fp_at(const fp_segment *segment, uint64_t offset) {
@@ -348,7 +358,11 @@ static inline fp_control *fp_control_of(const fp_segment *segment, uint32_t work
 static inline fp_heap *fp_heap_of(const fp_segment *segment, uint32_t owner) {
   return (fp_heap *)fp_at(segment, segment->heaps_at) + owner;
 }
-static inline fp_feed_slot *fp_feed_of(const fp_segment *segment, uint64_t chunk) {
+static inline fp_apply_slot *fp_apply_of(const fp_segment *segment, uint64_t unit) {
+  return (fp_apply_slot *)fp_at(segment, segment->applies_at) + unit % FP_APPLY_SLOTS;
+}
+static inline fp_feed_slot *fp_feed_of(const fp_segment *segment, int channel, uint64_t chunk) {
+  if (channel == FP_APPLY) return &fp_apply_of(segment, chunk)->slot;
   return (fp_feed_slot *)fp_at(segment, segment->feed_at) + chunk % FP_FEED_SLOTS;
 }
 static inline unsigned char *fp_ring_of(const fp_segment *segment, uint32_t worker) {
@@ -365,12 +379,14 @@ _Static_assert(sizeof(fp_longest) == sizeof(uint64_t) + FP_TEXT_BYTES,
                "a table of the longest is whole words");
 _Static_assert(sizeof(fp_block) == FP_LINE_BYTES, "block data is aligned to a cache line");
 _Static_assert(sizeof(fp_bell) == FP_LINE_BYTES && sizeof(fp_gate) == FP_LINE_BYTES, "one writer a line");
+_Static_assert(sizeof(fp_apply_slot) == 256, "an apply is whole cache lines");
 _Static_assert(sizeof(fp_control) == FP_LINE_BYTES, "the parent's line of a lane is its own");
-_Static_assert(offsetof(fp_segment, magic) == FP_PAGE && offsetof(fp_segment, job) == 2 * FP_PAGE,
+_Static_assert(offsetof(fp_segment, magic) == FP_PAGE && offsetof(fp_segment, jobs) == 2 * FP_PAGE,
                "what has other writers lies on other pages");
 _Static_assert(FP_KINDS <= 1 << FP_KIND_BITS, "kinds fit beside their sum");
 _Static_assert(offsetof(fp_job, avail) % FP_LINE_BYTES == 0, "avail changes while parameters do not");
-_Static_assert(FP_INDEX_BITS + FP_COUNT_BITS + 2 == 64, "line.claim packs first, count and state");
+_Static_assert(FP_INDEX_BITS + FP_COUNT_BITS + 3 == 64 && FP_CHANNELS <= 2,
+               "line.claim packs first, count, channel and state");
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && ATOMIC_INT_LOCK_FREE == 2, "shared words must be lock-free");
 
 #endif

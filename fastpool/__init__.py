@@ -17,11 +17,13 @@ from fastpool.errors import (
 )
 from fastpool.machine import cpu_count
 from fastpool.pool import WorkerPool
+from fastpool.results import AsyncResult
 from fastpool.utils import chunk_tasks, make_single_arguments
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncResult",
     "DamagedMemoryError",
     "FastpoolError",
     "RemoteError",

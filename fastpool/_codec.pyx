@@ -244,11 +244,11 @@ cdef class Decoder:
             at[0] = here + sizeof(fp_block_item)
             if not block_check(self.segment.at, self.heap, block.offset, block.bytes):
                 raise DamagedMemoryError("an item names a large block that is not there")
+            self.inner_kind = block.kind
+            self.block_at = block.offset
             value = self.of_summed(block.kind, block.tag, block.sum,
                                    <const unsigned char *>fp_at(self.segment.at, block.offset), block.bytes)
             self.tags.forget()
-            self.inner_kind = block.kind
-            self.block_at = block.offset
             return value
         demand(left, sizeof(fp_item))
         memcpy(&head, here, sizeof(fp_item))

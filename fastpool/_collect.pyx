@@ -6,11 +6,12 @@ from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
+from fastpool._applies cimport Applies
 from fastpool._codec cimport INCOMPLETE, PLACED, Decoder
 from fastpool._feed cimport Feed
 from fastpool._native cimport (
-    FP_EXITED, FP_IDLE, FP_KIND_BLOCK, FP_KIND_ERROR, FP_KIND_FLOAT64, FP_KIND_FRAGMENT, FP_KIND_INT64, FP_NEVER,
-    FP_PHASE_EXIT, FP_PHASE_TASK, FP_WAIT_HANDLE, FP_WAIT_TIMEOUT, Segment, block_free, check, fp_control_of,
+    FP_APPLY, FP_EXITED, FP_IDLE, FP_KIND_BLOCK, FP_KIND_ERROR, FP_KIND_FLOAT64, FP_KIND_FRAGMENT, FP_KIND_INT64, FP_KIND_PLACED,
+    FP_MAP, FP_NEVER, FP_PHASE_EXIT, FP_PHASE_TASK, FP_WAIT_HANDLE, FP_WAIT_TIMEOUT, Segment, block_free, check, fp_control_of,
     fp_lane_of, fp_line_of, fp_reader, fp_segment, fp_view, lane_reset, load, now_ns, poke, reader_attach, reader_look,
     reader_take,
 )
@@ -31,10 +32,13 @@ cdef struct Watch:  # what the parent's sleep looks at
     const fp_segment *segment
     uint32_t *news     # of each line, as last seen
     uint64_t *wake_at  # of each lane, as last set
+    int called         # another thread wants the one that sleeps
 
 cdef int has_news(void *context) noexcept nogil:
     cdef Watch *watch = <Watch *>context
     cdef uint32_t worker
+    if watch.called:
+        return 1
     for worker in range(watch.segment.lanes):
         if load(fp_lane_of(watch.segment, worker).committed) >= watch.wake_at[worker]:
             return 1
@@ -55,6 +59,11 @@ cdef enum:  # what becomes of results
     COLLECT_ORDERED = 1    # taken as soon as those before them are there
     COLLECT_UNORDERED = 2  # taken as soon as they are there
     COLLECT_NOTHING = 3    # the job was abandoned
+
+cdef enum:  # what came of an apply
+    APPLY_RETURNED = 0  # its result
+    APPLY_RAISED = 1    # the description of its exception
+    APPLY_FAILED = 2    # an exception of this side's
 
 cdef enum:
     SILENCE_NS = 500_000_000  # longer than this the parent does not sleep: damage may have silenced the bells
@@ -96,6 +105,9 @@ cdef class Collector:
     cdef readonly object rested_at    # after a silence: units claimed by workers that all rested before; else None
     cdef readonly list exits          # results of exit functions, in order of arrival
     cdef readonly bint is_closing     # failures raise nothing any more
+    cdef Applies applies              # or None
+    cdef readonly list applied        # (apply, worker, APPLY_*, value), in order of arrival
+    cdef readonly bint applies_rest   # the same as `rested_at`, of applies: all that is claimed is collected
 
     def __cinit__(self, Segment segment, loads):
         cdef int i
@@ -112,6 +124,7 @@ cdef class Collector:
             reader_attach(&self.readers[i], segment.at, i)
         self.failures = []
         self.exits = []
+        self.applied = []
 
     def __dealloc__(self):
         free(self.readers)
@@ -147,6 +160,15 @@ cdef class Collector:
         self.results = PyList_New(size if self.way == COLLECT_ALL else 0)
         if self.way == COLLECT_ALL:
             PyObject_GC_UnTrack(<PyObject *>self.results)
+
+    def serve(self, Applies applies) -> None:
+        """From now on collect the results of these, too: in ``applied``."""
+        self.applies = applies
+
+    def take_applied(self) -> list:
+        """What came of applies since this was asked last."""
+        taken, self.applied = self.applied, []
+        return taken
 
     def expect(self, uint64_t tasks) -> None:
         """So many tasks are handed out now."""
@@ -317,7 +339,10 @@ cdef class Collector:
         """Decode the items of a view and release them."""
         cdef const unsigned char *at = view.at
         cdef uint32_t count = view.count
-        if self.way == COLLECT_NOTHING and view.phase != FP_PHASE_EXIT:
+        if view.phase == FP_PHASE_TASK and self.applies is not None and view.job == (self.segment.applies & 0xFF):
+            self.take_apply(worker, view, &at)
+            count = 1
+        elif self.way == COLLECT_NOTHING and view.phase != FP_PHASE_EXIT:
             self.discard(worker, view, &at)
         elif view.phase != FP_PHASE_TASK or view.kind == FP_KIND_ERROR or view.kind == FP_KIND_FRAGMENT \
                 or view.kind == FP_KIND_BLOCK:
@@ -347,6 +372,33 @@ cdef class Collector:
                 continue
             if view.kind == FP_KIND_BLOCK:
                 check(block_free(self.segment.at, decoder.block_at), f"a large block of worker {worker}")
+        return 0
+
+    cdef int take_apply(self, uint32_t worker, fp_view *view, const unsigned char **at) except -1:
+        """The result of an apply, or its exception, or a piece of that."""
+        cdef Decoder decoder = <Decoder>self.decoders[worker]
+        cdef int kind = view.kind
+        cdef int what = APPLY_RETURNED
+        cdef object value
+        if kind == FP_KIND_PLACED:
+            raise DamagedMemoryError("a result of an apply in the place of a map's")
+        try:
+            value = decoder.fragment(at, view.end) if kind == FP_KIND_FRAGMENT else decoder.item(kind, at, view.end)
+        except FastpoolError:
+            raise
+        except Exception as error:  # of an object's own making, when `at` has moved on
+            value, what = undecodable("result", view.first, worker, error), APPLY_FAILED
+            value.__cause__ = error
+        if value is INCOMPLETE:
+            return 0
+        if kind == FP_KIND_BLOCK:
+            check(block_free(self.segment.at, decoder.block_at), f"a large block of worker {worker}")
+        if kind == FP_KIND_BLOCK or kind == FP_KIND_FRAGMENT:
+            kind = decoder.inner_kind
+        if kind == FP_KIND_ERROR and what == APPLY_RETURNED:
+            what = APPLY_RAISED
+        self.applies.collected(view.first)
+        self.applied.append((view.first, worker, what, value))
         return 0
 
     cdef int demand_places(self, const fp_view *view, uint64_t count) except -1:
@@ -470,6 +522,15 @@ cdef class Collector:
 
     # ------------------------------------------------------------ waiting
 
+    def call(self) -> None:
+        """From any thread: end the wait of the one that is in :meth:`wait`, or the next one, at once."""
+        self.watch.called = True
+        self.segment.ring_parent()
+
+    def heed(self) -> None:
+        """Before a look at what :meth:`call` was for."""
+        self.watch.called = False
+
     def wait(self, uint64_t grain, deadline_ns=None) -> bool:
         """Sleep until some worker has `grain` more results, or brings news, or a worker's process ends.
 
@@ -481,6 +542,7 @@ cdef class Collector:
         cdef int worker
         cdef int why
         self.rested_at = None
+        self.applies_rest = False
         if self.patience == 0:
             self.patience = now_ns() + SILENCE_NS
         for worker in range(self.segment.lanes):
@@ -495,6 +557,7 @@ cdef class Collector:
             return False
         self.patience = 0
         if why == FP_WAIT_TIMEOUT:
-            self.rested_at = self.segment.all_claimed_at_rest()
+            self.rested_at = self.segment.all_claimed_at_rest(FP_MAP)
+            self.applies_rest = self.segment.applies and self.segment.all_claimed_at_rest(FP_APPLY) is not None
             self.segment.ring_everybody()
         return why == FP_WAIT_HANDLE

@@ -5,6 +5,9 @@ from fastpool._codec cimport Encoder
 from fastpool._native cimport Segment, fp_control, fp_lane
 
 
+cdef int free_blocks(Segment segment, list blocks) except -1
+
+
 cdef class BufferEncoder(Encoder):
     """Encodes into private memory that grows."""
     cdef fp_lane *lane
@@ -23,6 +26,8 @@ cdef class BufferEncoder(Encoder):
 
     cdef uint64_t put_numbers(self, list items, uint64_t start, uint64_t count) except? 0
     cdef int clear(self) except -1
+    cdef bint lay_down(self, uint64_t *offset, list blocks, unsigned char *here, uint64_t room) except? True
+    cdef bint take_block(self, const void *data, uint64_t size, uint64_t *offset, list blocks) except? True
 
 
 cdef class ListEncoder(BufferEncoder):
@@ -54,6 +59,4 @@ cdef class Feed:
     cdef PyObject *next_item(self) except? NULL
     cdef uint64_t chunk_of(self, uint64_t first) except? 0
     cdef int drop(self, uint64_t chunk) except -1
-    cdef bint _place(self, const void *data, uint64_t size, uint64_t *offset, list blocks) except? True
-    cdef int _free(self, list blocks) except -1
     cdef int collected(self, uint64_t first, uint64_t count) except -1

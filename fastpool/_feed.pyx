@@ -9,14 +9,14 @@ from cpython.object cimport PyObject
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
 from fastpool._codec cimport Encoder, PyLong_AsLongLongAndOverflow, PyLong_CheckExact, item_sum, takes_run
 from fastpool._native cimport (
     FP_BORN_WITH, FP_FEED_SLOTS, FP_FROM_SPACE, FP_IN_BLOCK, FP_IN_FORKED, FP_IN_OWNER, FP_IN_SPACE, FP_KIND_BLOCK,
-    FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_TAGGED, FP_LINE_BYTES, FP_NEVER, FP_PHASE_TASK, Segment, Space, block_free,
-    check, copy_to_block, fp_block_item, fp_buffer, fp_control, fp_feed_of, fp_feed_slot, fp_lane, memory_is_forked,
+    FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_TAGGED, FP_LINE_BYTES, FP_MAP, FP_NEVER, FP_PHASE_TASK, Segment, Space,
+    block_free, check, copy_to_block, fp_block_item, fp_buffer, fp_control, fp_feed_of, fp_feed_slot, fp_lane, memory_is_forked,
     now_ns, poke, public_blocks, space_of, store, writer_open,
 )
 from fastpool._packed cimport dump_with_shared_arrays, is_private
@@ -66,6 +66,13 @@ cdef uint64_t copy_ints(list items, uint64_t start, uint64_t count, int64_t *to)
     return count
 
 
+cdef int free_blocks(Segment segment, list blocks) except -1:
+    """Of the input's."""
+    for offset in blocks:
+        check(block_free(segment.at, offset), "a block of the input")
+    return 0
+
+
 cdef class BufferEncoder(Encoder):
     def __cinit__(self, Segment segment):
         self.segment = segment
@@ -109,6 +116,31 @@ cdef class BufferEncoder(Encoder):
                 self.writer.ring = <unsigned char *>smaller
                 self.writer.ring_bytes = BUFFER_BYTES
         return 0
+
+    cdef bint lay_down(self, uint64_t *offset, list blocks, unsigned char *here, uint64_t room) except? True:
+        """Put what was encoded where workers find it: `here`, if there is `room`, else in new blocks, which are noted.
+        False, with none of them taken, if there is no room in shared memory."""
+        cdef uint64_t at = 0
+        for position, address, size, _ in self.blobs:
+            if not self.take_block(<const void *><size_t>address, size, &at, blocks):
+                return False
+            (<fp_block_item *>(self.writer.ring + <uint64_t>position)).offset = at
+        if self.writer.position == 0:
+            offset[0] = 0
+            return True
+        if self.writer.position <= room:
+            memcpy(here, self.writer.ring, self.writer.position)
+            offset[0] = <uint64_t>(here - <unsigned char *>self.segment.at)
+            return True
+        return self.take_block(self.writer.ring, self.writer.position, offset, blocks)
+
+    cdef bint take_block(self, const void *data, uint64_t size, uint64_t *offset, list blocks) except? True:
+        """Copy bytes into a new block. False, with all `blocks` freed, if there is no room."""
+        if not copy_to_block(self.segment.at, self.segment.lanes, data, size, offset):
+            free_blocks(self.segment, blocks)
+            return False
+        blocks.append(offset[0])
+        return True
 
     cdef int open(self, int kind, uint32_t need, uint32_t want) except -1:
         """Open a record, growing first so that the buffer's end (where a ring would wrap) is never reached."""
@@ -385,14 +417,10 @@ cdef class Feed:
         """Hand the encoded chunk to the workers. False: no room in shared memory until something was collected."""
         cdef BufferEncoder encoder = self.encoder
         cdef uint64_t slot = self.published % FP_FEED_SLOTS
-        cdef fp_feed_slot *entry = fp_feed_of(self.segment.at, self.published)
+        cdef fp_feed_slot *entry = fp_feed_of(self.segment.at, FP_MAP, self.published)
         cdef uint64_t offset = 0
         cdef list blocks = []
-        for position, address, size, _ in encoder.blobs:
-            if not self._place(<const void *><size_t>address, size, &offset, blocks):
-                return False
-            (<fp_block_item *>(encoder.writer.ring + <uint64_t>position)).offset = offset
-        if encoder.writer.position and not self._place(encoder.writer.ring, encoder.writer.position, &offset, blocks):
+        if not encoder.lay_down(&offset, blocks, NULL, 0):
             return False
         entry.offset = offset
         entry.bytes = encoder.writer.position
@@ -407,21 +435,8 @@ cdef class Feed:
         self.published += 1
         self.pending = 0
         encoder.clear()
-        store(self.segment.at.job.avail, self.published)
+        store(self.segment.at.jobs[FP_MAP].avail, self.published)
         return True
-
-    cdef bint _place(self, const void *data, uint64_t size, uint64_t *offset, list blocks) except? True:
-        """Copy bytes into a new block. False, with all `blocks` freed, if there is no room."""
-        if not copy_to_block(self.segment.at, self.segment.lanes, data, size, offset):
-            self._free(blocks)
-            return False
-        blocks.append(offset[0])
-        return True
-
-    cdef int _free(self, list blocks) except -1:
-        for offset in blocks:
-            check(block_free(self.segment.at, offset), "a block of the map's input")
-        return 0
 
     cdef int collected(self, uint64_t first, uint64_t count) except -1:
         """Results of tasks first … first + count - 1, all of one claim, are collected."""
@@ -430,12 +445,12 @@ cdef class Feed:
         cdef fp_feed_slot *entry
         if chunk == NO_CHUNK:
             return 0
-        entry = fp_feed_of(self.segment.at, chunk)
+        entry = fp_feed_of(self.segment.at, FP_MAP, chunk)
         if chunk >= self.published or first < entry.first + entry.skip or self.left[slot] < count:
             raise DamagedMemoryError("a result of a task that was not handed out")
         self.left[slot] -= count
         if self.left[slot] == 0:
-            self._free(self.blocks[slot])
+            free_blocks(self.segment, self.blocks[slot])
             self.drop(chunk)
         return 0
 
@@ -444,7 +459,7 @@ cdef class Feed:
         cdef uint64_t low = self.oldest, high = self.published, middle
         cdef fp_feed_slot *entry
         for chunk in self.again:
-            entry = fp_feed_of(self.segment.at, chunk)
+            entry = fp_feed_of(self.segment.at, FP_MAP, chunk)
             if entry.first + entry.skip <= first < entry.first + entry.count:
                 return chunk
         if self.base:
@@ -472,12 +487,12 @@ cdef class Feed:
         """Free what the chunks that are out lie in. No worker takes from them any more."""
         for chunk in range(self.oldest, self.published):
             if self.left[chunk % FP_FEED_SLOTS]:
-                self._free(self.blocks[chunk % FP_FEED_SLOTS])
+                free_blocks(self.segment, self.blocks[chunk % FP_FEED_SLOTS])
                 self.drop(chunk)
         for _, blocks, _ in self.lost:
-            self._free(blocks)
+            free_blocks(self.segment, blocks)
         self.lost.clear()
-        self._free(self.encoder.placed)
+        free_blocks(self.segment, self.encoder.placed)
         self.encoder.clear()
         self.iterator = None
 
@@ -485,7 +500,7 @@ cdef class Feed:
 
     def open_tasks(self, uint64_t chunk) -> range:
         """The tasks of a chunk that are not collected; none if the chunk has been given again."""
-        cdef fp_feed_slot *entry = fp_feed_of(self.segment.at, chunk)
+        cdef fp_feed_slot *entry = fp_feed_of(self.segment.at, FP_MAP, chunk)
         if not self.oldest <= chunk < self.published:
             return range(0)
         return range(entry.first + entry.count - self.left[chunk % FP_FEED_SLOTS], entry.first + entry.count)
@@ -493,14 +508,14 @@ cdef class Feed:
     def take_back(self, uint64_t chunk) -> None:
         """The worker that had this chunk is dead: what is left of it waits for :meth:`give_again`."""
         cdef uint64_t slot = chunk % FP_FEED_SLOTS
-        cdef fp_feed_slot left = fp_feed_of(self.segment.at, chunk)[0]
+        cdef fp_feed_slot left = fp_feed_of(self.segment.at, FP_MAP, chunk)[0]
         left.skip = left.count - self.left[slot]
         self.lost.append((left, self.blocks[slot], self.kept[slot]))
         self.drop(chunk)
 
     def resume(self, uint64_t chunk) -> None:
         """The worker that had this chunk of an ordered job is dead; its successor begins with what is left of it."""
-        cdef fp_feed_slot *entry = fp_feed_of(self.segment.at, chunk)
+        cdef fp_feed_slot *entry = fp_feed_of(self.segment.at, FP_MAP, chunk)
         entry.skip = entry.count - self.left[chunk % FP_FEED_SLOTS]
 
     @property
@@ -515,13 +530,13 @@ cdef class Feed:
         while self.lost and self.can_publish:
             entry, blocks, kept = self.lost.pop(0)
             slot = self.published % FP_FEED_SLOTS
-            fp_feed_of(self.segment.at, self.published)[0] = entry
+            fp_feed_of(self.segment.at, FP_MAP, self.published)[0] = entry
             self.left[slot] = entry.count - entry.skip
             self.blocks[slot], self.kept[slot] = blocks, kept
             self.order[slot] = self.tasks - self.pending  # those behind it begin there, or later
             self.again.append(self.published)
             self.published += 1
-        store(self.segment.at.job.avail, self.published)
+        store(self.segment.at.jobs[FP_MAP].avail, self.published)
 
     def encode_tasks(self, uint64_t first, values) -> None:
         """Encode, as the next chunk, tasks of the range: the number of the first, the elements of all."""

@@ -6,7 +6,7 @@ from libc.string cimport memcpy
 from fastpool._codec cimport Encoder, item_sum
 from fastpool._native cimport (
     FP_CMD_QUIT, FP_FULL, FP_IN_BLOCK, FP_KIND_BLOCK, FP_KIND_ERROR, FP_KIND_FRAGMENT, FP_KIND_OBJECT, FP_KIND_PLACED,
-    FP_PHASE_TASK, Segment, check, copy_to_block, fp_align, fp_block_item, fp_buffer, fp_fragment, fp_item,
+    FP_MAP, FP_PHASE_TASK, Segment, check, copy_to_block, fp_align, fp_block_item, fp_buffer, fp_fragment, fp_item,
     fp_line_news, fp_line_of, fp_writer, load, memory_expect, now_ns, peek,
     store, writer_attach, writer_close, writer_half_full, writer_has_room, writer_largest, writer_open,
 )
@@ -43,7 +43,7 @@ cdef class LaneEncoder(Encoder):
 
     cdef int expect(self, uint64_t task) except -1:
         """Before a run of one task: the memory numpy allocates next may be where its result belongs."""
-        cdef uint64_t offset = load(self.segment.at.job.plan)
+        cdef uint64_t offset = load(self.segment.at.jobs[FP_MAP].plan)
         cdef uint64_t first
         if offset == 0:
             return 0
@@ -212,7 +212,7 @@ cdef class ReferenceEncoder(LaneEncoder):
     cdef int put(self, object value) except -1:
         cdef unsigned char *at
         cdef Places places = self.exchange.places  # kept, while others run during the copy
-        if places is not None and self.phase == FP_PHASE_TASK and places.put(self.number, value):
+        if places is not None and self.of_map and self.phase == FP_PHASE_TASK and places.put(self.number, value):
             at = self.room(FP_KIND_PLACED, 0)
             return self.commit(at)
         at = self.room(FP_KIND_OBJECT, 8)

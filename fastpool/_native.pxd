@@ -15,8 +15,10 @@ cdef extern from "layout.h" nogil:
         FP_FULL
         FP_DAMAGED
         FP_MISUSE
+        FP_MAP
+        FP_APPLY
+        FP_CHANNELS
         FP_JOB_LAST
-        FP_JOB_TIMED
         FP_JOB_KEEP_GOING
         FP_JOB_INSIGHTS
         FP_LONGEST
@@ -34,6 +36,7 @@ cdef extern from "layout.h" nogil:
         FP_CLAIM_NONE
         FP_CLAIM_INTENT
         FP_CLAIM_HELD
+        FP_CLAIM_BEGUN
         FP_CMD_NONE
         FP_CMD_STOP
         FP_CMD_QUIT
@@ -111,6 +114,13 @@ cdef extern from "layout.h" nogil:
         uint64_t count
         uint64_t skip
 
+    enum:
+        FP_APPLY_BYTES
+        FP_APPLY_SLOTS
+    ctypedef struct fp_apply_slot:
+        fp_feed_slot slot
+        unsigned char data[216]
+
     ctypedef struct fp_bell:
         uint32_t sleeping
         uint32_t sleeps
@@ -126,7 +136,7 @@ cdef extern from "layout.h" nogil:
 
     ctypedef struct fp_line:
         uint64_t claim
-        uint64_t job
+        uint64_t jobs[2]
         uint32_t state
         uint32_t news
         uint64_t call_until
@@ -134,7 +144,6 @@ cdef extern from "layout.h" nogil:
         uint32_t generation
         uint64_t tasks
         uint64_t tasks_ns
-        uint64_t chunks
         uint64_t started_ns
         uint64_t init_ns
         uint64_t waiting_ns
@@ -240,8 +249,8 @@ cdef extern from "layout.h" nogil:
         uint32_t fence_each
         uint64_t ring_bytes
         uint64_t probe
-        fp_gate gate
-        fp_job job
+        fp_gate gates[2]
+        fp_job jobs[2]
         fp_bell bell
 
     void *fp_at(const fp_segment *segment, uint64_t offset)
@@ -251,7 +260,8 @@ cdef extern from "layout.h" nogil:
     fp_control *fp_control_of(const fp_segment *segment, uint32_t worker)
     uint16_t fp_kind_of(const fp_record *record)
     fp_heap *fp_heap_of(const fp_segment *segment, uint32_t owner)
-    fp_feed_slot *fp_feed_of(const fp_segment *segment, uint64_t chunk)
+    fp_feed_slot *fp_feed_of(const fp_segment *segment, int channel, uint64_t chunk)
+    fp_apply_slot *fp_apply_of(const fp_segment *segment, uint64_t unit)
     uint64_t fp_align(uint64_t bytes, uint64_t to)
 
 
@@ -283,6 +293,7 @@ cdef extern from "claim.h" nogil:
         FP_CLAIM_OTHER
         FP_CLAIM_CLOSED
     ctypedef struct fp_terms:
+        int channel
         uint64_t number
         uint64_t range_units
         uint64_t flags
@@ -299,6 +310,7 @@ cdef extern from "claim.h" nogil:
         uint64_t init_limit
         uint64_t exit_limit
         uint64_t turn
+    int fp_held_channel(uint64_t word)
     uint64_t fp_claim_number(uint64_t word)
     uint64_t fp_claim_index(uint64_t word)
 
@@ -432,6 +444,7 @@ cdef class Segment(Arena):
     cdef fp_watch *watches
     cdef list deaths       # by worker: workers in its lane that are gone without having exited
     cdef int silences      # after which everybody was rung
+    cdef bint ended_whole   # there is no map (any more), and the last one's results were all collected
     cdef uint64_t finished  # number of the last job whose results were all collected
     cdef bint *came_up  # by worker: its line has shown another state than STARTING
     cdef int *pids
@@ -446,18 +459,25 @@ cdef class Segment(Arena):
     cdef fp_spin worker_spin
     cdef readonly Exchange exchange  # the workers are threads of this process; None: they are processes
     cdef readonly bint closed
-    cdef readonly uint64_t number  # of the last job, 0: none, or given up; a worker keeps the one it was forked with
-    cdef readonly uint64_t range_units  # of that job
-    cdef uint64_t shortest_limit  # of that job's time limits, in ns; 0: it has none
+    cdef readonly uint64_t number  # of the last map, 0: none, or given up; a worker keeps the one it was forked with
+    cdef readonly uint64_t applies  # of the job of applies, 0: none
+    cdef readonly uint64_t range_units  # of the map
+    cdef uint64_t shortest_limit  # of the map's time limits, in ns; 0: it has none
+    cdef uint64_t shortest_of_applies
     cdef uint64_t longest_limit   # of all jobs'
 
     cdef void _release(self)
     cdef void _unlend(self)
-    cdef int _place_spec(self, bytes blob) except -1
+    cdef uint64_t _begin_job(self, int channel, uint64_t flags, uint32_t n_workers, uint32_t spec, bytes blob,
+                             tuple limits) except 0
+    cdef int _place_spec(self, fp_job *job, bytes blob) except -1
+    cdef int _drop_spec(self, fp_job *job) except -1
     cdef bytes read_spec(self, const fp_terms *terms)
     cdef int check_words(self) except -1
     cdef int check_line(self, int worker, const fp_line *line) except -1
-    cdef object all_claimed_at_rest(self)
+    cdef int check_gate(self, int channel, uint64_t number) except -1
+    cdef object all_claimed_at_rest(self, int channel)
+    cdef uint64_t _claimed(self, int channel) except -1
     cdef void ring_everybody(self) noexcept nogil
     cdef uint64_t _offset(self, const void *at)
     cdef void ring_parent(self) noexcept nogil
@@ -476,6 +496,7 @@ cdef int claim_join(fp_segment *segment, uint32_t worker, fp_terms *terms) noexc
 cdef int claim_next(fp_segment *segment, uint32_t worker, const fp_terms *terms, uint64_t budget, uint64_t task_ns,
                     uint64_t *first, uint64_t *count) noexcept nogil
 cdef int claim_own(fp_segment *segment, uint32_t worker, const fp_terms *terms, uint64_t unit) noexcept nogil
+cdef void claim_begin(fp_segment *segment, uint32_t worker) noexcept nogil
 cdef void claim_drop(fp_segment *segment, uint32_t worker) noexcept nogil
 cdef void writer_attach(fp_writer *writer, const fp_segment *segment, uint32_t worker) noexcept nogil
 cdef int writer_open(fp_writer *writer, uint16_t kind, uint8_t phase, uint64_t job, uint64_t first,

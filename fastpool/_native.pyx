@@ -49,14 +49,15 @@ cdef extern from "bell.h" nogil:
     int fp_bell_ring(fp_bell *bell, const fp_event *event)
 
 cdef extern from "claim.h" nogil:
-    uint64_t fp_gate_close(fp_segment *segment)
-    void fp_gate_open(fp_segment *segment)
+    uint64_t fp_gate_close(fp_segment *segment, int channel)
+    void fp_gate_open(fp_segment *segment, int channel)
     int fp_claim_join(fp_segment *segment, uint32_t worker, fp_terms *terms)
     int fp_claim_next(fp_segment *segment, uint32_t worker, const fp_terms *terms, uint64_t budget, uint64_t task_ns,
                       uint64_t *first, uint64_t *count)
-    int fp_gate_shows(const fp_segment *segment, uint64_t number)
-    int fp_line_holds(const fp_line *line, uint64_t number, uint64_t *first, uint64_t *count)
+    int fp_gate_shows(const fp_segment *segment, int channel, uint64_t number)
+    int fp_line_holds(const fp_line *line, int channel, uint64_t number, uint64_t *first, uint64_t *count)
     int fp_claim_own(fp_segment *segment, uint32_t worker, const fp_terms *terms, uint64_t unit)
+    void fp_claim_begin(fp_segment *segment, uint32_t worker)
     void fp_claim_drop(fp_segment *segment, uint32_t worker)
 
 cdef extern from "lane.h" nogil:
@@ -157,6 +158,9 @@ cdef int claim_next(fp_segment *segment, uint32_t worker, const fp_terms *terms,
 
 cdef int claim_own(fp_segment *segment, uint32_t worker, const fp_terms *terms, uint64_t unit) noexcept nogil:
     return fp_claim_own(segment, worker, terms, unit)
+
+cdef void claim_begin(fp_segment *segment, uint32_t worker) noexcept nogil:
+    fp_claim_begin(segment, worker)
 
 cdef void claim_drop(fp_segment *segment, uint32_t worker) noexcept nogil:
     fp_claim_drop(segment, worker)
@@ -812,13 +816,19 @@ cdef class Segment(Arena):
 
     cdef int check_words(self) except -1:
         """Is what workers write besides their records what the protocol allows? The rest is protected from them."""
-        cdef uint64_t word = load(self.at.gate.claim)
         cdef int worker
-        if self.number and (fp_claim_number(word) != self.number & FP_NUMBER_MASK
-                            or fp_claim_index(word) > load(self.at.job.avail)):
-            raise DamagedMemoryError("the claim word")
+        self.check_gate(FP_MAP, self.number)
+        self.check_gate(FP_APPLY, self.applies)
         for worker in range(self.lanes):
             self.check_line(worker, fp_line_of(self.at, worker))
+        return 0
+
+    cdef int check_gate(self, int channel, uint64_t number) except -1:
+        """Does the gate show the job, and no more claimed than there is?"""
+        cdef uint64_t word = load(self.at.gates[channel].claim)
+        if number and (fp_claim_number(word) != number & FP_NUMBER_MASK
+                       or fp_claim_index(word) > load(self.at.jobs[channel].avail)):
+            raise DamagedMemoryError("the claim word")
         return 0
 
     cdef int check_line(self, int worker, const fp_line *line) except -1:
@@ -844,20 +854,23 @@ cdef class Segment(Arena):
 
     @property
     def is_at_rest(self) -> bool:
-        """Does no worker hold anything of a job?"""
-        return self.all_claimed_at_rest() is not None
+        """Does no worker hold anything of a map?"""
+        return self.all_claimed_at_rest(FP_MAP) is not None
 
-    cdef object all_claimed_at_rest(self):
-        """Of the job, the units that are claimed, if no worker holds one of them; else None.
+    cdef object all_claimed_at_rest(self, int channel):
+        """Of a channel's job, the units that are claimed, if no worker holds one of them; else None.
 
         The gate first, then the lines, as after a death (csrc/README.md, elimination): what is collected after this
         has the results of all these units.
         """
-        cdef uint64_t claimed = self.claimed()
+        cdef uint64_t claimed = self._claimed(channel)
+        cdef uint64_t word
         cdef int worker
         for worker in range(self.lanes):
-            if self.pids[worker] and (load(fp_line_of(self.at, worker).state) != FP_IDLE
-                                      or load(fp_line_of(self.at, worker).claim)):
+            if not self.pids[worker]:
+                continue
+            word = load(fp_line_of(self.at, worker).claim)
+            if fp_held_channel(word) == channel if word else load(fp_line_of(self.at, worker).state) != FP_IDLE:
                 return None
         return claimed
 
@@ -870,11 +883,23 @@ cdef class Segment(Arena):
                 fp_event_ring(&self.events[worker])
 
     def held_units(self, int worker) -> tuple[range, bool]:
-        """The units of the current job that a worker's line shows, and whether it has claimed them; if not, it is about
+        """The units of the current map that a worker's line shows, and whether it has claimed them; if not, it is about
         to."""
         cdef uint64_t first = 0, count = 0
-        cdef int holds = fp_line_holds(fp_line_of(self.at, worker), self.at.job.number, &first, &count)
+        cdef int holds = fp_line_holds(fp_line_of(self.at, worker), FP_MAP, self.at.jobs[FP_MAP].number, &first, &count)
         return range(first, first + count), holds == FP_CLAIM_HELD
+
+    def held_apply(self, int worker) -> tuple[int, bool] | None:
+        """The apply that a worker's line shows, and whether it has claimed it; if not, it is about to."""
+        cdef uint64_t unit = 0, count = 0
+        cdef int holds = fp_line_holds(fp_line_of(self.at, worker), FP_APPLY, self.applies, &unit, &count)
+        return None if holds == FP_CLAIM_NONE else (unit, holds != FP_CLAIM_INTENT)
+
+    def begun_apply(self, int worker) -> int | None:
+        """The apply that a worker has begun: what it was told of it is not looked at again."""
+        cdef uint64_t unit = 0, count = 0
+        cdef int holds = fp_line_holds(fp_line_of(self.at, worker), FP_APPLY, self.applies, &unit, &count)
+        return unit if holds == FP_CLAIM_BEGUN else None
 
     def totals(self) -> tuple[int, int]:
         """Tasks that the workers have done since they started, and the nanoseconds those took, over all lines."""
@@ -924,13 +949,22 @@ cdef class Segment(Arena):
         cdef uint64_t number
         if self.closed:
             return
-        number = self.at.job.number
-        fp_gate_close(self.at)
-        self.number = 0
+        number = self.at.jobs[FP_MAP].number
+        fp_gate_close(self.at, FP_MAP)
+        fp_gate_close(self.at, FP_APPLY)
+        self.number = self.applies = 0
+        self.ended_whole = False
         for worker in range(self.lanes):
             poke(fp_control_of(self.at, worker).abandon, number)
             if self.pids[worker]:
                 self.command_stop(worker)
+
+    def close_map(self) -> None:
+        """The map is over: workers that come now have nothing to do with it."""
+        if self.number:
+            self.ended_whole = self.finished == self.number
+            fp_gate_close(self.at, FP_MAP)
+            self.number = 0
 
     def command_quit(self, int worker) -> None:
         """Make a thread end, wherever it waits."""
@@ -960,7 +994,9 @@ cdef class Segment(Arena):
         if self.longest_limit == 0:
             return late, None
         # For calls that begin after this look:
-        again = now_ns() + self.shortest_limit if self.shortest_limit else FP_NEVER
+        again = min(self.shortest_limit or FP_NEVER, self.shortest_of_applies or FP_NEVER)
+        if again != FP_NEVER:
+            again += now_ns()
         for worker in range(self.lanes):
             until = load(fp_line_of(self.at, worker).call_until)
             if until == 0 or not self.pids[worker] or load(fp_control_of(self.at, worker).condemned):
@@ -992,41 +1028,63 @@ cdef class Segment(Arena):
 
         `limits`: ns that a call of the task, init and exit function may take; 0: any.
         """
-        cdef uint64_t number = fp_gate_close(self.at)
-        cdef fp_job *job = &self.at.job
+        cdef fp_job *job = &self.at.jobs[FP_MAP]
+        cdef uint64_t number = self._begin_job(FP_MAP, flags, n_workers, spec, spec_blob, limits)
         cdef int worker
-        self.drop_spec()
         for worker in range(self.lanes):
             self.begin_at(worker, worker)
         job.range_units = self.range_units = range_units
-        job.flags = flags
         job.range_start = range_start
         job.range_step = range_step
         job.chunk_fixed = chunk_fixed
         job.chunk_ns = chunk_ns
-        job.n_workers = n_workers
-        job.spec = spec
         job.lifespan = lifespan
-        job.task_limit, job.init_limit, job.exit_limit = limits
         self.shortest_limit = min(filter(None, limits), default=0)
-        self.longest_limit = max(self.longest_limit, *limits)
-        store(job.hungry_at, FP_NEVER)
         store(job.avail, <uint64_t>avail)
         store(job.total, FP_TOTAL_UNKNOWN if total is None else <uint64_t>total)
-        if spec_blob is not None:
-            self._place_spec(spec_blob)
         store(job.plan, 0)
         job.home = job.home_bytes = 0
         self.number = number
-        fp_gate_open(self.at)
+        self.ended_whole = False
+        fp_gate_open(self.at, FP_MAP)
+        return number
+
+    def publish_applies(self, *, uint64_t flags, uint32_t n_workers, uint32_t spec, bytes spec_blob,
+                        tuple limits) -> int:
+        """The same for applies, of which none are there yet. `limits`: of the init and the exit function."""
+        cdef uint64_t number = self._begin_job(FP_APPLY, flags, n_workers, spec, spec_blob, (0, *limits))
+        store(self.at.jobs[FP_APPLY].avail, 0)
+        store(self.at.jobs[FP_APPLY].total, FP_TOTAL_UNKNOWN)
+        self.applies = number
+        fp_gate_open(self.at, FP_APPLY)
+        return number
+
+    def limit_applies(self, shortest_ns: int) -> None:
+        """How long the applies that are there may take, at least; 0: none has a limit."""
+        self.shortest_of_applies = shortest_ns
+        self.longest_limit = max(self.longest_limit, self.shortest_of_applies)
+
+    cdef uint64_t _begin_job(self, int channel, uint64_t flags, uint32_t n_workers, uint32_t spec, bytes blob,
+                             tuple limits) except 0:
+        """Close a channel's gate and describe what all jobs have. Returns the job's number."""
+        cdef fp_job *job = &self.at.jobs[channel]
+        cdef uint64_t number = fp_gate_close(self.at, channel)
+        self._drop_spec(job)
+        job.flags = flags
+        job.n_workers = n_workers
+        job.spec = spec
+        job.task_limit, job.init_limit, job.exit_limit = limits
+        self.longest_limit = max(self.longest_limit, *limits)
+        store(job.hungry_at, FP_NEVER)
+        if blob is not None:
+            self._place_spec(job, blob)
         return number
 
     def begin_at(self, int worker, uint64_t unit) -> None:
         """The next worker in this lane, of an ordered job, takes this unit first."""
         poke(fp_control_of(self.at, worker).turn, unit)
 
-    cdef int _place_spec(self, bytes blob) except -1:
-        cdef fp_job *job = &self.at.job
+    cdef int _place_spec(self, fp_job *job, bytes blob) except -1:
         cdef uint64_t offset = 0
         cdef const unsigned char *data = blob
         cdef uint64_t size = <uint64_t>len(blob)
@@ -1040,17 +1098,17 @@ cdef class Segment(Arena):
         job.spec_sum = fp_checksum(data, size)
         return 0
 
-    def drop_spec(self) -> None:
+    cdef int _drop_spec(self, fp_job *job) except -1:
         """Free the block of the last job's functions. Only while the gate is closed."""
-        cdef fp_job *job = &self.at.job
         if job.spec_offset:
             check(fp_block_free(self.at, job.spec_offset), "the block of the job's functions")
         job.spec_offset = job.spec_bytes = job.spec_sum = 0
+        return 0
 
     cdef bytes read_spec(self, const fp_terms *terms):
         """Worker: the pickled functions of the job it joined; None if another job has replaced it meanwhile."""
         cdef bytes blob = (<const char *>fp_at(self.at, terms.spec_offset))[:terms.spec_bytes]
-        if not fp_gate_shows(self.at, terms.number):
+        if not fp_gate_shows(self.at, terms.channel, terms.number):
             return None
         if fp_checksum(<const char *>blob, terms.spec_bytes) != terms.spec_sum:
             raise DamagedMemoryError("the pickled functions of the job were overwritten")
@@ -1058,24 +1116,34 @@ cdef class Segment(Arena):
 
     def raise_avail(self, uint64_t avail) -> None:
         """Let workers claim units below `avail`."""
-        store(self.at.job.avail, avail)
+        store(self.at.jobs[FP_MAP].avail, avail)
 
     def finish_input(self, uint64_t total) -> None:
         """The job has `total` units in all: no more will come."""
-        store(self.at.job.hungry_at, FP_NEVER)
-        store(self.at.job.total, total)
+        store(self.at.jobs[FP_MAP].hungry_at, FP_NEVER)
+        store(self.at.jobs[FP_MAP].total, total)
 
     def call_when_claimed(self, uint64_t unit) -> None:
         """Wake the parent when a claim passes `unit`."""
-        store(self.at.job.hungry_at, unit)
+        store(self.at.jobs[FP_MAP].hungry_at, unit)
 
     def claimed(self) -> int:
-        """Units claimed so far in the current job; of an ordered one, whose units nobody competes for, those that may
+        """Units claimed so far in the current map; of an ordered one, whose units nobody competes for, those that may
         be."""
-        cdef uint64_t word = load(self.at.gate.claim)
-        if self.at.job.flags & FP_JOB_ORDERED and fp_claim_index(word) != FP_INDEX_CLOSED:
-            return load(self.at.job.avail)
-        return 0 if fp_claim_index(word) == FP_INDEX_CLOSED else fp_claim_index(word)
+        return self._claimed(FP_MAP)
+
+    @property
+    def claimed_applies(self) -> int:
+        """Applies claimed so far."""
+        return self._claimed(FP_APPLY)
+
+    cdef uint64_t _claimed(self, int channel) except -1:
+        cdef uint64_t word = load(self.at.gates[channel].claim)
+        if fp_claim_index(word) == FP_INDEX_CLOSED:
+            return 0
+        if self.at.jobs[channel].flags & FP_JOB_ORDERED:
+            return load(self.at.jobs[channel].avail)
+        return fp_claim_index(word)
 
     def tally(self) -> dict[str, object]:
         """What was begun and what was ended in this segment, in builds that count (tests/tallies.py)."""
@@ -1094,9 +1162,9 @@ cdef class Segment(Arena):
             lane = fp_lane_of(self.at, i)
             killed = self.deaths[i] + (self.state(i) not in ("starting", "exited", "dead"))
             lanes.append((killed, load(lane.opened), load(lane.closed), _bell_tally(&lane.bell)))
-        whole = self.number != 0 and self.finished == self.number
+        whole = self.ended_whole if self.number == 0 else self.finished == self.number
         return {"heaps": heaps, "lanes": lanes, "bell": _bell_tally(&self.at.bell), "silences": self.silences,
-                "functions": self.at.job.spec_offset != 0, "finished": whole}
+                "functions": sum([self.at.jobs[i].spec_offset != 0 for i in range(FP_CHANNELS)]), "finished": whole}
 
     # ------------------------------------------------------------ memory
 
@@ -1110,14 +1178,17 @@ cdef class Segment(Arena):
         cdef int i
         cdef const fp_heap *heap
         found = {
-            "gate": (self._offset(&self.at.gate), sizeof(fp_gate)),
+            "gate": (self._offset(&self.at.gates[FP_MAP]), sizeof(fp_gate)),
+            "gate of applies": (self._offset(&self.at.gates[FP_APPLY]), sizeof(fp_gate)),
             "bell": (self._offset(&self.at.bell), sizeof(fp_bell)),
             "constants": (self._offset(&self.at.magic), FP_LINE_BYTES),
-            "job": (self._offset(&self.at.job), sizeof(fp_job)),
-            "feed": (self._offset(fp_feed_of(self.at, 0)), FP_FEED_SLOTS * sizeof(fp_feed_slot)),
+            "job": (self._offset(&self.at.jobs[FP_MAP]), sizeof(fp_job)),
+            "job of applies": (self._offset(&self.at.jobs[FP_APPLY]), sizeof(fp_job)),
+            "feed": (self._offset(fp_feed_of(self.at, FP_MAP, 0)), FP_FEED_SLOTS * sizeof(fp_feed_slot)),
+            "applies": (self._offset(fp_apply_of(self.at, 0)), FP_APPLY_SLOTS * sizeof(fp_apply_slot)),
         }
-        if load(self.at.job.plan):
-            found["plan"] = load(self.at.job.plan), sizeof(fp_plan)
+        if load(self.at.jobs[FP_MAP].plan):
+            found["plan"] = load(self.at.jobs[FP_MAP].plan), sizeof(fp_plan)
         for i in range(self.lanes + 1):
             heap = fp_heap_of(self.at, i)
             found[f"heap {i}"] = self._offset(heap), sizeof(fp_heap)

@@ -21,7 +21,7 @@ import numpy
 
 from fastpool._native cimport (
     FP_ARRAY_FORTRAN, FP_ARRAY_READ_ONLY, FP_ARRAY_STRIDED, FP_BORN_WITH, FP_FORM_ARRAY, FP_FORM_PICKLE, FP_FROM_SPACE,
-    FP_INLINE, FP_IN_BLOCK, FP_IN_OWNER, FP_IN_SPACE, Space, block_check, block_free, check, demand_space, fp_array,
+    FP_INLINE, FP_IN_BLOCK, FP_IN_OWNER, FP_IN_SPACE, FP_MAP, Space, block_check, block_free, check, demand_space, fp_array,
     fp_at, fp_buffer, fp_packed, peek, read_process, space_of,
 )
 from fastpool.errors import DamagedMemoryError
@@ -298,7 +298,7 @@ cdef class Unpacker:
         """Is the buffer used where it is?"""
         if self.in_worker:
             return buffer.where == FP_IN_SPACE or (
-                buffer.where == FP_BORN_WITH and self.segment.number == peek(self.segment.at.job.number))
+                buffer.where == FP_BORN_WITH and self.segment.number == peek(self.segment.at.jobs[FP_MAP].number))
         return buffer.where == FP_IN_BLOCK and buffer.bytes >= KEEP_BYTES
 
     cdef object memory_of(self, const fp_buffer *buffer, const unsigned char *inlined):

@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
 
 from fastpool._native cimport (
-    FP_SPACE_OWNER, Segment, SharedBlock, Space, demand_space, fp_at, fp_job, fp_plan, load, poke, space_of, store,
+    FP_MAP, FP_SPACE_OWNER, Segment, SharedBlock, Space, demand_space, fp_at, fp_job, fp_plan, load, poke, space_of, store,
     write_process,
 )
 from fastpool._packed cimport array_data, dtype_bytes, dtype_from, native_type, view_of
@@ -40,8 +40,8 @@ def make_plan(Segment segment, array, starts) -> SharedBlock | None:
     if space is NULL:
         plan.space = FP_SPACE_OWNER
         plan.at = 0
-        segment.at.job.home = <uint64_t><size_t>array_data(array)
-        segment.at.job.home_bytes = array.nbytes
+        segment.at.jobs[FP_MAP].home = <uint64_t><size_t>array_data(array)
+        segment.at.jobs[FP_MAP].home_bytes = array.nbytes
     else:
         plan.space = 0 if space.ident == segment.ident else space.ident
         plan.at = <uint64_t>(<unsigned char *>array_data(array) - space.base)
@@ -58,7 +58,7 @@ def make_plan(Segment segment, array, starts) -> SharedBlock | None:
     for i in range(n):
         rows[i] = starts[i]
     memcpy(rows + n, <const char *>pickled, len(pickled))
-    store(segment.at.job.plan, block.offset)
+    store(segment.at.jobs[FP_MAP].plan, block.offset)
     return block
 
 
@@ -110,7 +110,7 @@ cdef class Plan:
 
     cdef bint send(self, uint64_t first, object array) except -1:
         """The same, into the owner's private memory. Where that is, only the owner can have said."""
-        cdef const fp_job *job = &self.segment.at.job
+        cdef const fp_job *job = &self.segment.at.jobs[FP_MAP]
         cdef uint64_t size = array.nbytes
         cdef uint64_t at = first * self.at.row_bytes
         if at > job.home_bytes or size > job.home_bytes - at:

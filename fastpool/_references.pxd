@@ -27,6 +27,7 @@ cdef class Exchange:
     cdef public object functions   # of the current job
     cdef list chunks               # of its input, by chunk modulo FP_FEED_SLOTS: the elements
     cdef bint copied               # these are arrays of the caller's, of which a task gets a copy
+    cdef public dict applies       # elements of the applies that are out, by unit
     cdef public Places places      # of its results, or None
 
     cdef int offer(self, list chunks, bint copied) except -1

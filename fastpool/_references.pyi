@@ -11,6 +11,7 @@ class Places:
 
 class Exchange:
     functions: Functions | None
+    applies: dict[int, Any]
     places: Places | None
     workers: dict[int, Any]
     def __init__(self, lanes: int) -> None: ...

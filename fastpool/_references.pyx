@@ -79,6 +79,7 @@ cdef class Exchange:
     def __cinit__(self, int lanes):
         self.outboxes = [Outbox() for _ in range(lanes)]
         self.workers = {}
+        self.applies = {}
 
     cdef int offer(self, list chunks, bint copied) except -1:
         """Elements of a job's input will be in these lists."""
@@ -105,5 +106,6 @@ cdef class Exchange:
         """Let go of everything, whoever still holds this."""
         self.end_job()
         self.functions = None
+        self.applies = {}
         for outbox in self.outboxes:
             (<Outbox>outbox).clear()

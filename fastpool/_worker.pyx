@@ -13,11 +13,11 @@ from libc.stdlib cimport free, realloc
 from fastpool._codec cimport Decoder, put
 from fastpool._lane cimport LaneEncoder, ReferenceEncoder
 from fastpool._native cimport (
-    FP_CLAIM_CLOSED, FP_CLAIM_EXHAUSTED, FP_CLAIM_OK, FP_CLAIM_OTHER, FP_CLAIM_STARVED, FP_CMD_QUIT, FP_CMD_STOP,
+    FP_APPLY, FP_CLAIM_CLOSED, FP_CLAIM_EXHAUSTED, FP_CLAIM_OK, FP_CLAIM_OTHER, FP_CLAIM_STARVED, FP_CMD_QUIT, FP_CMD_STOP,
     FP_EXITED, FP_EXITING, FP_FEED_SLOTS, FP_IDLE, FP_INDEX_CLOSED, FP_INITIALIZING, FP_JOB_ALWAYS_EXIT,
-    FP_JOB_INSIGHTS, FP_JOB_KEEP_GOING, FP_JOB_LAST, FP_JOB_ORDERED, FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_NONE,
+    FP_JOB_INSIGHTS, FP_JOB_KEEP_GOING, FP_JOB_LAST, FP_JOB_ORDERED, FP_MAP, FP_NEVER, FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_NONE,
     FP_KIND_OBJECT, FP_KIND_PACKED, FP_KIND_PICKLE, FP_KIND_TAGGED, FP_PHASE_EXIT, FP_PHASE_INIT, FP_PHASE_TASK,
-    FP_RUNNING, FP_TOTAL_UNKNOWN, SIG_BLOCK, SIG_SETMASK, Segment, claim_drop, claim_join, claim_next, claim_own,
+    FP_RUNNING, FP_TOTAL_UNKNOWN, SIG_BLOCK, SIG_SETMASK, Segment, claim_begin, claim_drop, claim_join, claim_next, claim_own,
     fp_align, fp_at, fp_call_begin, fp_call_end, fp_claim_index, fp_claim_number, fp_control, fp_control_of, fp_feed_of,
     fp_feed_slot, fp_job, fp_kind_of, fp_line, fp_line_news, fp_line_of, fp_record, fp_segment, fp_terms, load,
     memory_expect, move_state, now_ns, peek, poke, pthread_sigmask, sigemptyset, sigfillset, sigset_t, store,
@@ -32,7 +32,7 @@ from collections.abc import Iterable
 
 import numpy
 
-from fastpool.errors import DamagedMemoryError, Interruption
+from fastpool.errors import DamagedMemoryError, Interruption, StaleFunctionError
 
 cdef extern from "Python.h":
     ctypedef object (*vectorcallfunc)(object callable, PyObject *const *args, size_t nargsf, PyObject *kwnames)
@@ -85,7 +85,8 @@ cdef enum:
 cdef struct Look:  # what a worker that has nothing to do looks at
     fp_segment *segment
     const fp_control *control
-    uint64_t number     # of the job it joined
+    uint64_t number     # of the map it joined
+    uint64_t applies    # of the job of applies that it joined; FP_NEVER: it takes none
     bint starved        # it waits for input of that job; else for another job
     bint abandoned      # it takes nothing more of that job
     bint in_turn        # that job is ordered: this worker takes certain units,
@@ -96,7 +97,13 @@ cdef int has_work(void *context) noexcept nogil:
     cdef uint64_t word, total, index
     if load(look.control.command) != 0:
         return 1
-    word = load(look.segment.gate.claim)
+    word = load(look.segment.gates[FP_APPLY].claim)
+    if fp_claim_index(word) != FP_INDEX_CLOSED and look.applies != FP_NEVER:
+        if fp_claim_number(word) != look.applies & NUMBER_MASK:
+            return 1
+        if fp_claim_index(word) < load(look.segment.jobs[FP_APPLY].avail):
+            return 1
+    word = load(look.segment.gates[FP_MAP].claim)
     if fp_claim_index(word) == FP_INDEX_CLOSED:
         return 0
     if fp_claim_number(word) != look.number & NUMBER_MASK:
@@ -104,9 +111,9 @@ cdef int has_work(void *context) noexcept nogil:
     if look.abandoned:
         return 0
     index = look.unit if look.in_turn else fp_claim_index(word)
-    if index < load(look.segment.job.avail):
+    if index < load(look.segment.jobs[FP_MAP].avail):
         return 1
-    total = load(look.segment.job.total)
+    total = load(look.segment.jobs[FP_MAP].total)
     return look.starved and total != FP_TOTAL_UNKNOWN and index >= total
 
 
@@ -130,7 +137,8 @@ cdef class Elements:
     cdef Decoder decoder
     cdef Timing timing                 # None: nobody asks how long tasks take
     cdef const fp_control *control
-    cdef uint64_t job
+    cdef uint64_t job                  # of a map
+    cdef bint is_apply                 # it is an apply: (function, arguments, keywords, ns that it may take)
     cdef int kind                      # of the items, or OF_RANGE
     cdef const unsigned char *item     # the next one
     cdef const unsigned char *end
@@ -147,7 +155,7 @@ cdef class Elements:
 
     cdef inline bint advance(self) except -1:
         """Make the next element the current one. False: there is none, or the job was abandoned."""
-        if self.left == 0 or peek(self.control.abandon) >= self.job:
+        if self.left == 0 or (peek(self.control.abandon) >= self.job and not self.is_apply):
             return False
         self.doing = DECODING
         if self.kind == OF_RANGE:
@@ -167,7 +175,7 @@ cdef class Elements:
         else:
             self.element = None  # its memory may be the next one's
             self.element = self.decoder.item(self.kind, &self.item, self.end)
-            if self.kind == FP_KIND_PACKED and self.left == 1:
+            if self.kind == FP_KIND_PACKED and self.left == 1 and not self.is_apply:
                 self.out.expect(self.out.number)
         self.doing = CALLING
         return True
@@ -250,7 +258,10 @@ cdef class Loop:
     cdef Py_ssize_t n_leading
     cdef bint initialized
     cdef bint ran             # it has run a task
-    cdef fp_terms terms       # of the job it joined
+    cdef fp_terms terms       # of the map it joined
+    cdef fp_terms applies     # of the job of applies that it joined
+    cdef fp_terms *latest     # of the two, that which it joined last
+    cdef bint stale           # its process has an older definition of a function than it was given
     cdef uint64_t task_ns     # measured; 0: not known
     cdef uint64_t tasks
     cdef dict shapes          # of elements, by type
@@ -279,6 +290,8 @@ cdef class Loop:
         self.elements.out = self.out
         self.elements.decoder = self.decoder
         self.elements.control = fp_control_of(segment.at, worker)
+        self.applies.channel = FP_APPLY
+        self.latest = &self.terms
         self.look.segment = segment.at
         self.look.control = fp_control_of(segment.at, worker)
         self.reserve(16)
@@ -321,7 +334,7 @@ cdef class Loop:
             self.out.phase = FP_PHASE_INIT
             self.out.number = 0
             self.report(error, "worker", None, None)
-            if not self.terms.flags & FP_JOB_ALWAYS_EXIT:
+            if not self.latest.flags & FP_JOB_ALWAYS_EXIT:
                 self.ran = False
             self.leave()
 
@@ -329,6 +342,7 @@ cdef class Loop:
         """Work until told to stop, or until the job says so, or the lifespan is over."""
         cdef uint64_t first, count
         cdef int found
+        cdef bint served
         if self.exchange is None:
             install(self.segment, self.worker)
         store(self.line.started_ns, now_ns())
@@ -337,6 +351,9 @@ cdef class Loop:
             if self.dismissed or load(self.look.control.command) == FP_CMD_QUIT:
                 self.dismissed = True
                 raise Interruption()
+            served = self.serve()
+            if self.stale:
+                break
             found = FP_CLAIM_CLOSED
             if not (self.look.abandoned and self.gate_is_ours()):
                 found = self.claim(&first, &count)
@@ -344,13 +361,15 @@ cdef class Loop:
                 if not self.join():
                     break
             elif found == FP_CLAIM_OK:
-                if not self.work(first, count):
+                if not self.work(&self.terms, first, count):
                     self.look.abandoned = True
                 elif self.budget_spent():
                     break
-            elif load(self.look.control.command) == FP_CMD_STOP:
-                break
             elif found == FP_CLAIM_EXHAUSTED and self.terms.flags & FP_JOB_LAST:
+                break
+            elif served:
+                continue
+            elif load(self.look.control.command) == FP_CMD_STOP:
                 break
             else:
                 self.rest(found == FP_CLAIM_STARVED)
@@ -367,6 +386,20 @@ cdef class Loop:
             count[0] = 1
             self.look.unit += self.terms.n_workers
         return found
+
+    cdef bint serve(self) except -1:
+        """Between two chunks of a map: run one apply, if there is one. False: there is none."""
+        cdef uint64_t unit, count
+        cdef int found
+        if self.look.applies == FP_NEVER:
+            return False
+        found = claim_next(self.segment.at, self.worker, &self.applies, 0, 0, &unit, &count)
+        if found == FP_CLAIM_OTHER:
+            return self.join_applies()
+        if found != FP_CLAIM_OK:
+            return False
+        self.work(&self.applies, unit, 1)
+        return True
 
     def disown(self) -> None:
         """In a fork of the worker: it must not act as the worker."""
@@ -420,7 +453,7 @@ cdef class Loop:
             PyThreadState_SetAsyncExc(self.thread, NULL)
 
     cdef bint gate_is_ours(self):
-        return fp_claim_number(load(self.segment.at.gate.claim)) == self.terms.number & NUMBER_MASK
+        return fp_claim_number(load(self.segment.at.gates[FP_MAP].claim)) == self.terms.number & NUMBER_MASK
 
     cdef uint64_t budget(self):
         """The most tasks to claim, so that the lifespan is not exceeded; 0: any. A given chunk size is not cut."""
@@ -495,6 +528,7 @@ cdef class Loop:
             if blob is None:
                 self.terms.number = 0
                 return True
+        self.latest = &self.terms
         self.look.number = self.terms.number
         self.look.abandoned = False
         self.look.in_turn = (self.terms.flags & FP_JOB_ORDERED) != 0
@@ -515,13 +549,40 @@ cdef class Loop:
         self.use(known[0], known[1])
         return True
 
+    cdef bint join_applies(self) except -1:
+        """The same for applies. False: they are closed."""
+        cdef bytes blob = None
+        if not claim_join(self.segment.at, self.worker, &self.applies):
+            return False
+        if self.applies.spec_offset:
+            blob = self.segment.read_spec(&self.applies)
+            if blob is None:
+                self.applies.number = 0
+                return True  # look again
+        self.latest = &self.applies
+        self.look.applies = self.applies.number
+        self.out.phase = FP_PHASE_INIT
+        self.out.job = self.applies.number
+        self.out.number = 0
+        try:
+            self.lead(self.host.adopt_first(self.applies.spec, blob))
+        except BaseException as error:
+            self.report(error, "function", None, None)
+            self.out.close()
+            self.look.applies = FP_NEVER
+        return True
+
     cdef int use(self, function, tuple leading) except -1:
-        """Call this function from now on, with these arguments first."""
+        """Call this function for each task of the map, with these arguments first."""
+        self.function = function
+        self.elements.job = self.terms.number
+        return self.lead(leading)
+
+    cdef int lead(self, tuple leading) except -1:
+        """Call functions with these arguments first."""
         cdef Py_ssize_t i
         cdef object argument
-        self.function, self.leading = function, leading
-        self.elements.job = self.terms.number
-        self.elements.timing = self.timing if self.terms.flags & FP_JOB_INSIGHTS else None
+        self.leading = leading
         self.n_leading = len(leading)
         self.reserve(self.n_leading + 16)
         for i in range(self.n_leading):
@@ -542,7 +603,7 @@ cdef class Loop:
             what = "worker_exit"
             try:
                 if self.host.has_exit():
-                    value = self.call_timed(self.host.finalize, self.terms.exit_limit)
+                    value = self.call_timed(self.host.finalize, self.latest.exit_limit)
                     what = "exit result"
                     self.out.put(value)
             except BaseException as error:
@@ -565,10 +626,11 @@ cdef class Loop:
             self.out.phase = FP_PHASE_INIT
             self.out.number = 0
             try:
-                self.call_timed(self.host.initialize, self.terms.init_limit)
+                self.call_timed(self.host.initialize, self.latest.init_limit)
             except BaseException as error:
                 self.report(error, "worker_init", None, None)
                 self.out.close()
+                self.look.applies = FP_NEVER
                 return False
             store(self.line.init_ns, now_ns() - since)
         self.initialized = True
@@ -576,14 +638,15 @@ cdef class Loop:
 
     # ------------------------------------------------------------ tasks
 
-    cdef bint work(self, uint64_t first, uint64_t count) except -1:
+    cdef bint work(self, const fp_terms *terms, uint64_t first, uint64_t count) except -1:
         """Run the claimed units. False if the job is to be abandoned."""
-        cdef fp_job *job = &self.segment.at.job
+        cdef fp_job *job = &self.segment.at.jobs[terms.channel]
+        cdef bint is_apply = terms.channel == FP_APPLY
         cdef fp_feed_slot *slot
         cdef uint64_t since, done, took
         cdef uint64_t unit = first
         cdef bint complete
-        if peek(self.look.control.abandon) >= self.terms.number:
+        if peek(self.look.control.abandon) >= terms.number and not is_apply:
             return False
         if first + count >= load(job.hungry_at):
             self.out.tell_parent()
@@ -592,30 +655,36 @@ cdef class Loop:
         self.become(FP_RUNNING)
         self.ran = True
         self.out.phase = FP_PHASE_TASK
+        self.out.job = terms.number
+        self.out.of_map = not is_apply
         self.out.waited_ns = 0
+        self.elements.is_apply = is_apply
+        self.elements.timing = self.timing if terms.flags & FP_JOB_INSIGHTS else None
         since = now_ns()
         if self.elements.timing is not None:
             self.timing.begin(0)
-        if first < self.terms.range_units:
+        if first < terms.range_units:
             self.out.number = first
             complete = self.run_range(first, count)
         else:
-            slot = fp_feed_of(self.segment.at, first)
+            slot = fp_feed_of(self.segment.at, terms.channel, first)
             first = self.out.number = slot.first + slot.skip
-            if self.exchange is not None:
-                complete = self.run_objects(self.exchange.chunk(unit % FP_FEED_SLOTS), slot.skip)
+            if self.exchange is not None and is_apply:
+                complete = self.run_objects([self.exchange.applies[unit]], 0, False)
+            elif self.exchange is not None:
+                complete = self.run_objects(
+                    self.exchange.chunk(unit % FP_FEED_SLOTS), slot.skip, self.exchange.copied)
             else:
                 complete = self.run_chunk(
                     <const unsigned char *>fp_at(self.segment.at, slot.offset), slot.bytes, slot.skip)
         done = self.out.number - first
         self.out.close()
         took = now_ns() - since - self.out.waited_ns
-        if done:
+        self.tasks += done
+        if done and not is_apply:
             self.task_ns = max(1, took // done)
-            self.tasks += done
-            poke(self.line.tasks, self.tasks)
+            poke(self.line.tasks, peek(self.line.tasks) + done)
             poke(self.line.tasks_ns, peek(self.line.tasks_ns) + took)
-        poke(self.line.chunks, peek(self.line.chunks) + 1)
         poke(self.line.waiting_ns, peek(self.line.waiting_ns) + self.out.waited_ns)
         PyErr_CheckSignals()
         return complete
@@ -648,13 +717,13 @@ cdef class Loop:
                 return False
         return True
 
-    cdef bint run_objects(self, list objects, uint64_t skip) except -1:
+    cdef bint run_objects(self, list objects, uint64_t skip, bint copied) except -1:
         """The same in a thread, of a chunk that is a list."""
         cdef Elements elements = self.elements
         elements.kind = FP_KIND_OBJECT
         elements.objects = objects
         elements.index = skip
-        elements.copied = self.exchange.copied
+        elements.copied = copied
         elements.left = 0 if objects is None else len(objects) - skip
         return self.run_elements(elements)
 
@@ -674,7 +743,7 @@ cdef class Loop:
         self.vectorcall = PyVectorcall_Function(self.function)
         try:
             while not self.run_until_failure(elements):
-                if not self.terms.flags & FP_JOB_KEEP_GOING or elements.failed_for_good:
+                if elements.is_apply or not self.terms.flags & FP_JOB_KEEP_GOING or elements.failed_for_good:
                     return False
         finally:
             if not self.dismissed:
@@ -690,6 +759,10 @@ cdef class Loop:
         cdef object description
         cdef sigset_t before
         try:
+            if elements.is_apply:
+                while elements.advance():
+                    elements.commit(self.call_apply(elements))
+                return True
             if self.terms.task_limit:
                 while elements.advance():
                     elements.commit(self.call_task_timed(elements))
@@ -740,6 +813,35 @@ cdef class Loop:
         finally:
             self.come_out()
             self.end_call(until)
+
+    cdef object call_apply(self, Elements elements):
+        """Call what an apply is to call, with its arguments. From here on it is told of by these."""
+        cdef object function, args, keywords
+        cdef uint64_t limit, until = 0
+        function, args, keywords, limit = elements.element
+        elements.element = args if not keywords else (*args, *keywords.items())
+        claim_begin(self.segment.at, self.worker)
+        function = self.resolve(function)
+        if limit:
+            until = self.begin_call(limit)
+        try:
+            self.enter()
+            return function(*self.leading, *args, **keywords)
+        finally:
+            self.come_out()
+            if limit:
+                self.end_call(until)
+
+    cdef object resolve(self, function):
+        """The callable, of what the host gets for it."""
+        try:
+            self.enter()  # modules may be imported
+            function = self.host.resolve(function)
+            self.come_out()
+            return function
+        except StaleFunctionError:
+            self.stale = True
+            raise
 
     cdef object call_timed(self, method, uint64_t limit):
         """Call a method of the host that runs a function of the user's, the same way if it has a limit."""

@@ -149,6 +149,13 @@ class Interruption(BaseException):
     """
 
 
+class StaleFunctionError(Exception):
+    """This process has an older definition of a function that travelled by name.
+
+    Not an error: another worker gets the function, and nobody else ever gets to see it.
+    """
+
+
 class SerializationError(FastpoolError, pickle.PicklingError):
     """A function, argument, result or exception could not be turned into bytes, or back.
 

@@ -18,12 +18,16 @@ from typing import Any, NamedTuple
 
 from fastpool._packed import reduce_array
 from fastpool.definition import Definition, module_of
-from fastpool.errors import unsendable
+from fastpool.errors import StaleFunctionError, unsendable
 from fastpool.serializer import Serializer
 
 Function = Callable[..., Any]
 
 NO_NAME = ""  # of no function
+
+
+def no_task() -> None:
+    """Stands for the task function in workers that were started for applies."""
 
 
 class Functions(NamedTuple):
@@ -32,10 +36,6 @@ class Functions(NamedTuple):
     task: Function
     init: Function | None
     exit: Function | None
-
-
-class StaleFunctionError(Exception):
-    """This process has an older definition of a function that travelled by name."""
 
 
 def dumps(functions: Functions, definitions: list[Definition], serializer: Serializer) -> bytes:

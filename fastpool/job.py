@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import sys
-from collections.abc import Iterable, Sized
+from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from fastpool.options import PoolOptions, check_flag, check_int, shorten
 from fastpool.progress import BarOptions, make_bar_options
 from fastpool.timeouts import NO_LIMITS, Limits, check_seconds
 
+JOB_LAST, JOB_KEEP_GOING, JOB_INSIGHTS, JOB_ALWAYS_EXIT, JOB_ORDERED = 1, 4, 8, 16, 32
 INT64 = range(-(2**63), 2**63)
 EXIT_SECONDS = 5.0  # for the task that a worker is at and its exit function, where no worker_exit_timeout is given
 MOST_SECONDS = 1e6  # that the system's calls take
@@ -110,6 +111,86 @@ class MapJob:
         short = whole[MOST_UNITS:] == range(0)
         even = self.chunk_size is None or self.chunk_size == int(self.chunk_size)
         return whole if fits and short and even else None
+
+
+@dataclass(frozen=True)
+class ApplyJob:
+    """What an apply was asked to do.
+
+    Attributes
+    ----------
+    function : callable
+    args : tuple
+    keywords : dict
+    callback, error_callback : callable or None
+        What wants the result, or the exception.
+    init, exit : callable or None
+        Of workers that are started for it.
+    limits : Limits
+        How long a call of each function may take.
+    """
+
+    function: Function
+    args: tuple[Any, ...]
+    keywords: dict[str, Any]
+    callback: Callable[[Any], Any] | None
+    error_callback: Callable[[BaseException], Any] | None
+    init: Function | None
+    exit: Function | None
+    limits: Limits
+
+    @property
+    def limit_ns(self) -> int:
+        """That the call may take; 0: any."""
+        return self.limits.ns[0]
+
+
+def make_apply_job(
+    func: Function,
+    args: Any,
+    kwargs: dict[str, Any] | None,
+    callback: Callable[[Any], Any] | None,
+    error_callback: Callable[[BaseException], Any] | None,
+    worker_init: Function | None,
+    worker_exit: Function | None,
+    task_timeout: float | None,
+    worker_init_timeout: float | None,
+    worker_exit_timeout: float | None,
+) -> ApplyJob:
+    """Check the arguments of an apply, which :class:`fastpool.WorkerPool` documents.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the parameter, what was given and what is allowed.
+    """
+    _check_callable("func", func, optional=False)
+    for name, value in (
+        ("callback", callback),
+        ("error_callback", error_callback),
+        ("worker_init", worker_init),
+        ("worker_exit", worker_exit),
+    ):
+        _check_callable(name, value)
+    if kwargs is not None and not isinstance(kwargs, dict):
+        raise TypeError(f"kwargs must be a dict or None, not {type(kwargs).__name__}")
+    for name in kwargs or ():
+        if not isinstance(name, str):
+            raise TypeError(f"kwargs must have strings as keys, not {type(name).__name__}")
+    return ApplyJob(
+        function=func,
+        args=args if type(args) is tuple else tuple(args) if isinstance(args, tuple) else (args,),
+        keywords=dict(kwargs) if kwargs else {},
+        callback=callback,
+        error_callback=error_callback,
+        init=worker_init,
+        exit=worker_exit,
+        limits=Limits(
+            check_seconds("task_timeout", task_timeout),
+            check_seconds("worker_init_timeout", worker_init_timeout),
+            check_seconds("worker_exit_timeout", worker_exit_timeout),
+        ),
+    )
 
 
 def make_map_job(

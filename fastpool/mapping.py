@@ -11,14 +11,13 @@ from fastpool._feed import Feed
 from fastpool._plan import is_public
 from fastpool.arrays import Joiner, RowKind, Slices, ThreadJoiner
 from fastpool.errors import DamagedMemoryError
-from fastpool.job import MapJob
+from fastpool.job import JOB_ALWAYS_EXIT, JOB_INSIGHTS, JOB_KEEP_GOING, JOB_LAST, JOB_ORDERED, MapJob
 from fastpool.progress import Progress, show_progress
 from fastpool.recovery import Recovery
 from fastpool.remote import revive
 from fastpool.schedule import CHUNK_NS, Schedule, bounded_grain, collect_grain
 from fastpool.supervisor import Supervisor
 
-JOB_LAST, JOB_KEEP_GOING, JOB_INSIGHTS, JOB_ALWAYS_EXIT, JOB_ORDERED = 1, 4, 8, 16, 32
 PATIENCE_NS = 5_000_000  # a chunk is not held back longer for elements that come slowly
 NO_LIMIT = 2**63
 NEVER = 2**64 - 1  # a unit that is never claimed
@@ -64,11 +63,13 @@ def _steps(supervisor: Supervisor, job: MapJob, turn: Turn, progress: Progress) 
 
     def step() -> list[Any] | None:
         nonlocal run
+        is_new = run is None
         if run is None:
             supervisor.begin(job.functions, job.outlives_workers, job.patience)
             run = supervisor.unfinished = MapRun(supervisor, job, progress)
-            run.begin()
         try:
+            if is_new:
+                run.begin()
             ready = run.more()
         except Exception:
             there.extend(supervisor.collector.hand_out())
@@ -125,6 +126,7 @@ class MapRun:
         self.recovery: Recovery | None = None  # if the map outlives its workers
         self.window = 0  # units of a range that may be claimed
         self.all_gathered = False
+        self.failure: BaseException | None = None  # of a lazy map: what ended it between two steps
         self.is_over = False  # all results of a lazy map have been handed out
 
     def results(self) -> Any:
@@ -150,6 +152,7 @@ class MapRun:
 
     def begin(self) -> None:
         """Make the job known, and have workers for it."""
+        self.supervisor.wanted_by_map = self.workers
         self._publish()
         self.segment.wake(self.n_jobs)
         if not self.supervisor.living and self._is_little():
@@ -331,7 +334,7 @@ class MapRun:
         """Start workers until there are `wanted`, as far as there is something for them; in an ordered job, those whose
         chunks are there."""
         if not self.job.in_turn:
-            self.supervisor.start_workers(wanted, self._has_unclaimed)
+            self.supervisor.start_workers(wanted + self.supervisor.busy_with_applies, self._has_unclaimed)
             return
         assert self.feed is not None
         if self.supervisor.deaths or (self.recovery is not None and self.recovery.unsettled):

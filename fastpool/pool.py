@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import util
@@ -14,13 +15,17 @@ import numpy
 
 from fastpool import mapping
 from fastpool._signals import Interruptible, uninterrupted
+from fastpool.applying import Applier
+from fastpool.engine import Engine
 from fastpool.insights import as_table
-from fastpool.job import make_map_job
+from fastpool.job import make_apply_job, make_map_job
 from fastpool.options import DEFAULT_START_METHOD, CpuIds, check_flag, make_options
+from fastpool.results import AsyncResult
 from fastpool.supervisor import Supervisor
 
 EXIT_PRIORITY = 15  # of multiprocessing's own pools: before it joins the children that are left
 
+IS_BUSY = "this pool is busy: another map of it is running"
 IS_OVER = "the pool was stopped before this lazy map was exhausted: there are no more results of it"
 IS_UNFINISHED = "this pool is busy: a lazy map of it is unfinished (exhaust its generator, or call its close())"
 
@@ -115,7 +120,8 @@ class WorkerPool:
             order_tasks,
             memory_limit,
         )
-        self._supervisor = Supervisor(options)
+        self._engine = Engine()
+        self._supervisor = Supervisor(options, self._engine)
         self._thread = threading.RLock()  # held by the thread that uses the pool
         # Only while there is something to clean up: Python drops exceptions in finalizers, a KeyboardInterrupt too.
         self._finalizer: util.Finalize | None = None
@@ -393,6 +399,120 @@ class WorkerPool:
         """
         return self._imap(_given(locals()), ordered=False)
 
+    def apply(
+        self,
+        func: Callable[..., Any],
+        args: Any = (),
+        kwargs: dict[str, Any] | None = None,
+        callback: Callable[[Any], Any] | None = None,
+        error_callback: Callable[[BaseException], Any] | None = None,
+        worker_init: Callable[..., Any] | None = None,
+        worker_exit: Callable[..., Any] | None = None,
+        task_timeout: float | None = None,
+        worker_init_timeout: float | None = None,
+        worker_exit_timeout: float | None = None,
+    ) -> Any:
+        """Call a function once, in a worker, and return its result: :meth:`apply_async`, and then ``get()``.
+
+        Parameters
+        ----------
+        func, args, and all others
+            As in :meth:`apply_async`.
+
+        Returns
+        -------
+        object
+
+        Raises
+        ------
+        Exception
+            As :meth:`fastpool.AsyncResult.get`.
+        TypeError, ValueError
+            A parameter has a wrong type or value.
+        """
+        return self._apply(_given(locals()), wait=True).get()
+
+    def apply_async(
+        self,
+        func: Callable[..., Any],
+        args: Any = (),
+        kwargs: dict[str, Any] | None = None,
+        callback: Callable[[Any], Any] | None = None,
+        error_callback: Callable[[BaseException], Any] | None = None,
+        worker_init: Callable[..., Any] | None = None,
+        worker_exit: Callable[..., Any] | None = None,
+        task_timeout: float | None = None,
+        worker_init_timeout: float | None = None,
+        worker_exit_timeout: float | None = None,
+    ) -> AsyncResult:
+        """Have a function called once, in a worker, and do not wait for it.
+
+        May be called at any time, from any thread, also while a map runs: workers take applies between its chunks. The
+        function gets, before `args`, what the pool was told to pass: worker id, shared objects, worker state. Workers
+        stay until :meth:`stop_and_join`, :meth:`terminate` or the end of the ``with`` block, or that of a map without
+        `keep_alive`.
+
+        What fails, fails alone: an exception is raised by ``get()`` and the worker goes on; a worker that dies, or is
+        killed because of a time limit, is replaced. What ends all workers fails all applies: an exception in
+        `worker_init`, or a map on the same pool that fails.
+
+        Parameters
+        ----------
+        func : callable
+            Goes to the worker as a pickle, as in ``multiprocessing`` (lambdas and the like need `use_dill`), with
+            threads as it is.
+        args : tuple or object, optional
+            Positional arguments; what is no tuple is the one argument.
+        kwargs : dict, optional
+            Keyword arguments.
+        callback, error_callback : callable, optional
+            Called with the result, or with the exception, in a thread of the pool's: one after another, in the order in
+            which results come. What a callback raises is logged (``"fastpool"``), and harms nothing.
+        worker_init, worker_exit : callable, optional
+            As in :meth:`map`, for workers that are started now; with others that live already: a RuntimeWarning.
+        task_timeout : int or float, optional
+            Seconds that this call may take: then its worker is killed, and ``get()`` raises a WorkerTimeoutError.
+        worker_init_timeout, worker_exit_timeout : int or float, optional
+            Seconds, for workers that are started now.
+
+        Returns
+        -------
+        AsyncResult
+
+        Raises
+        ------
+        RuntimeError
+            The pool was made in another process.
+        TypeError, ValueError
+            A parameter has a wrong type or value; no worker was started.
+
+        Examples
+        --------
+        >>> with WorkerPool(n_jobs=2) as pool:
+        ...     results = [pool.apply_async(divmod, (n, 7)) for n in (20, 30)]
+        ...     [result.get() for result in results]
+        [(2, 6), (4, 2)]
+        """
+        return self._apply(_given(locals()), wait=False)
+
+    def _apply(self, given: dict[str, Any], wait: bool) -> AsyncResult:
+        job = make_apply_job(**given)
+        self._supervisor.check_owner()
+        applier = self._supervisor.applier
+        if applier is None:
+            with self._engine.changed:
+                if self._supervisor.applier is None:
+                    self._supervisor.applier = Applier(self._supervisor, self._engine)
+                applier = self._supervisor.applier
+        self._make_finalizer()
+        if job.init is not None or job.exit is not None:
+            self._supervisor.warn_of_unused(job, stacklevel=3)
+        alone = wait and job.callback is None and job.error_callback is None
+        if not alone:
+            applier.keep_house()
+        result = applier.submit(job, will_wait=alone)
+        return result
+
     def _map(self, given: dict[str, Any], ordered: bool) -> Any:
         job = make_map_job(self._supervisor.options, lazy=False, ordered=ordered, **given)
         with self._exclusively():
@@ -419,14 +539,23 @@ class WorkerPool:
 
         A KeyboardInterrupt may come before the release: then this thread, and only it, can still use the pool.
         """
+        took = False
         mine = self._thread.acquire(blocking=lazy is not None)  # who holds it then refuses to go on, or ends the pool
         try:
-            if not mine or self._supervisor.running:
-                raise RuntimeError("this pool is busy: another map of it is running")
+            if not mine:
+                raise RuntimeError(IS_BUSY)
+            self._engine.take()  # from a thread that collects results of applies
+            took = True
+            if self._supervisor.running:
+                raise RuntimeError(IS_BUSY)
+            if isinstance(lazy, mapping.MapRun) and lazy.failure is not None:
+                raise lazy.failure
             if self._supervisor.unfinished is not lazy:
                 raise RuntimeError(IS_OVER if self._supervisor.unfinished is None else IS_UNFINISHED)
             yield
         finally:
+            if took:
+                self._engine.let_go()
             if mine:
                 self._thread.release()
 
@@ -498,6 +627,8 @@ class WorkerPool:
     def _set(self, option: str, value: Any) -> None:
         with self._exclusively():
             setattr(self._supervisor.options, option, value)
+            if self._supervisor.applier is not None:
+                self._supervisor.applier.note_change()
 
     def get_exit_results(self) -> list[Any]:
         """What `worker_exit` returned in each worker that ran a task and has ended since the workers were last started.
@@ -541,11 +672,16 @@ class WorkerPool:
         """Print what :meth:`get_insights` returns, as a table."""
         print(as_table(self.get_insights()))
 
-    def stop_and_join(self) -> None:
-        """Let the workers run their exit functions and end, and collect the exit results.
+    def stop_and_join(self, keep_alive: bool = False) -> None:
+        """Wait for all applies, let the workers run their exit functions and end, and collect the exit results.
 
         Memory and descriptors are given back, except for what arrays that are still in use lie in. The pool can be used
         again: its next map starts new workers.
+
+        Parameters
+        ----------
+        keep_alive : bool, default False
+            Only wait for the applies: the workers stay.
 
         Raises
         ------
@@ -556,11 +692,19 @@ class WorkerPool:
         Exception
             What an exit function raised.
         """
+        check_flag("keep_alive", keep_alive)
+        applier = self._supervisor.applier
+        if keep_alive:
+            if applier is not None:
+                applier.serve_until(lambda: applier.unfinished == 0)
+            return
         with self._exclusively(self._supervisor.unfinished):
             try:
                 self._supervisor.stop()
             finally:
                 self._forget_finalizer()
+        if applier is not None:
+            applier.dismiss_housekeeper()
 
     join = stop_and_join
 
@@ -585,13 +729,15 @@ class WorkerPool:
         with self._exclusively(self._supervisor.unfinished):
             self._supervisor.end()
             self._forget_finalizer()
+        if self._supervisor.applier is not None:
+            self._supervisor.applier.dismiss_housekeeper()
 
     @uninterrupted
     def _make_finalizer(self) -> None:
         """Whole: half a finalizer fails when it is called."""
         if self._finalizer is None:
             self._finalizer = util.Finalize(
-                self, _finalize, (self._supervisor, self._thread), exitpriority=EXIT_PRIORITY
+                self, _finalize, (self._supervisor, self._thread, self._engine), exitpriority=EXIT_PRIORITY
             )
 
     @uninterrupted
@@ -610,14 +756,19 @@ class WorkerPool:
         self.terminate()
 
 
-def _finalize(supervisor: Supervisor, thread: threading.RLock) -> None:
+def _finalize(supervisor: Supervisor, thread: threading.RLock, engine: Engine) -> None:
     """The pool was collected, or the interpreter ends, perhaps while a thread is in the middle of a map."""
     mine = thread.acquire(blocking=False)
     try:
-        if mine and not supervisor.running:
-            supervisor.terminate()
-        else:
+        if not mine or (supervisor.running and engine.is_mine):
             supervisor.abandon()
+            return
+        if os.getpid() == supervisor.owner_pid:
+            engine.take()  # from a thread that collects results of applies
+        supervisor.terminate()
+        if supervisor.applier is not None and os.getpid() == supervisor.owner_pid:
+            supervisor.applier.dismiss_housekeeper()
+            engine.let_go()
     finally:
         if mine:
             thread.release()

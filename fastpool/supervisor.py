@@ -14,23 +14,27 @@ from functools import partial
 from typing import Any
 
 from fastpool import functions, remote, spawning, worker
+from fastpool._applies import Applies
 from fastpool._collect import Collector
 from fastpool._feed import Feed
 from fastpool._native import Segment
 from fastpool._references import Exchange
 from fastpool._signals import Interruptible, uninterrupted
+from fastpool.applying import Applier
 from fastpool.arrays import public_spaces, shared_memory
 from fastpool.definition import Definition, same_defaults
+from fastpool.engine import Engine
 from fastpool.errors import DamagedMemoryError, SerializationError
 from fastpool.functions import Function, Functions, name_of
 from fastpool.insights import Insights
+from fastpool.job import JOB_INSIGHTS, JOB_KEEP_GOING, ApplyJob
 from fastpool.machine import memory_bytes
 from fastpool.options import PoolOptions
 from fastpool.process import WORKERS, Worker, bury_unknown
 from fastpool.recovery import Death, Elimination, Recovery
 from fastpool.serializer import make_serializer, make_worker_serializer
 from fastpool.threads import WorkerThread
-from fastpool.timeouts import NO_LIMITS, make_late
+from fastpool.timeouts import NO_LIMITS, Late, make_late
 
 logger = logging.getLogger("fastpool")
 
@@ -46,10 +50,14 @@ class Supervisor:
     ----------
     options : PoolOptions
         May be changed by the pool between calls.
+    engine : Engine
+        Who has it may use this.
     """
 
-    def __init__(self, options: PoolOptions) -> None:
+    def __init__(self, options: PoolOptions, engine: Engine) -> None:
         self.options = options
+        self.applier: Applier | None = None  # of the pool, once there was an apply
+        engine.call = self.call
         self.serializer = make_serializer(options.use_dill, self.inherits)
         self.owner_pid = os.getpid()
         self.exit_results: list[Any] = []
@@ -57,8 +65,11 @@ class Supervisor:
         self._is_ending = False  # :meth:`terminate` has begun and not come to its end
         self._starts_afresh = True  # the next worker to be started is the first
         self._given: dict[str, Any] = {}  # to the workers, when the first of them was started
-        self.running = False  # this process's own part of a map is
-        self.unfinished: object = None  # the lazy map that is neither exhausted nor left
+        self.running = False  # this process's own part of a map, or of collecting applies, is
+        self.mapping = False  # a map has begun, and neither come to its end nor been left
+        self.wanted_by_map = 0  # workers
+        self._is_stopping = False  # no more workers are to be started
+        self.unfinished: Any = None  # the lazy map that is neither exhausted nor left
         self.limits = NO_LIMITS  # of the last map
         self._patience: float | None = None  # of the last map, see :meth:`end`
         self._was_left = False  # one was, and workers may still hold something of it
@@ -87,11 +98,11 @@ class Supervisor:
     # ---------------------------------------------------------------- the map
 
     def attempt(self, part: Callable[[], Any]) -> Any:
-        """Do a part of a map. On any error all workers are stopped, and the error is raised.
+        """Do a part of a map, or for applies. On any error all workers are stopped, and the error is raised.
 
         No context manager: an interrupt at the end of one could leave `running` set.
         """
-        self._check_owner()
+        self.check_owner()
         try:
             self.running = True
             return part()
@@ -109,14 +120,18 @@ class Supervisor:
         self.deaths = [] if outlives_workers else None
         self._patience = patience
         self._prepare(new)
+        self.mapping = True
 
     def complete(self) -> None:
         """All results of the map are there."""
         if not self.options.keep_alive:
             self._see_out()
+            if self.applier is not None:
+                self.segment.close_map()
         self._take_exit_results()
         self._log_deaths()
         self.unfinished = None
+        self.mapping, self.wanted_by_map = False, 0
 
     def _log_deaths(self) -> None:
         """Nothing was lost by them."""
@@ -135,6 +150,7 @@ class Supervisor:
         if not self.options.keep_alive:
             self._command_stop()
         self.unfinished, self._was_left = None, True
+        self.mapping, self.wanted_by_map = False, 0
 
     def forget_unfinished(self) -> None:
         """Wait until no worker holds anything of a lazy map that was left."""
@@ -156,6 +172,68 @@ class Supervisor:
         self.collector.abandon()
         self._log_deaths()
         self._left_feed, self._was_left = None, False
+
+    # ---------------------------------------------------------------- applies
+
+    def call(self) -> None:
+        """From any thread: whoever sleeps in :meth:`sleep` is to look again."""
+        collector = self._collector
+        if collector is not None:
+            collector.call()
+
+    def open_applies(self, job: ApplyJob) -> Applies:
+        """Have a segment, workers with this one's init and exit function if there are none, and applies in it."""
+        self._check_ended()
+        if not self.mapping and (not self._workers or self._outdated):
+            self.forget_unfinished()
+            self._prepare(Functions(functions.no_task, job.init, job.exit))
+            self.segment.close_map()
+            self._patience, self.limits = None, job.limits
+            self._init, self._exit = job.init, job.exit
+        applies = Applies(self.segment, self.serializer)
+        self.segment.publish_applies(
+            flags=JOB_KEEP_GOING | (JOB_INSIGHTS if self.options.enable_insights else 0),
+            n_workers=self.options.n_jobs,
+            spec=self._version,
+            spec_blob=self._blob,
+            limits=self.limits.ns[1:],
+        )
+        self.collector.serve(applies)
+        return applies
+
+    def take_applied(self) -> list[tuple[int, int, int, Any]]:
+        """What came of applies since this was asked last."""
+        return [] if self._collector is None else self._collector.take_applied()
+
+    def limit_applies(self, limit_ns: int) -> None:
+        """There is an apply that may not take longer than so many nanoseconds; 0: there is none."""
+        if self._segment is not None and not self._segment.closed:
+            self._segment.limit_applies(limit_ns)
+
+    @property
+    def busy_with_applies(self) -> int:
+        """Workers that applies need, at most."""
+        return 0 if self.applier is None else self.applier.handed_in
+
+    @property
+    def may_start(self) -> bool:
+        return not self._is_stopping
+
+    @property
+    def worker_ids(self) -> list[int]:
+        """Of the living."""
+        return list(self._workers)
+
+    def warn_of_unused(self, job: ApplyJob, stacklevel: int) -> None:
+        """Live workers run no other init and exit function because of an apply."""
+        if not self._workers:
+            return
+        for name, given, was in (("worker_init", job.init, self._init), ("worker_exit", job.exit, self._exit)):
+            if given is not None and given != was:
+                message = f"{name} {name_of(given)} of this apply does not run in workers that live already"
+                warnings.warn(message, RuntimeWarning, stacklevel + 1)
+
+    # ---------------------------------------------------------------- preparing
 
     def tell_of_dill(self, error: BaseException) -> None:
         """So that it is not advised to those who use it."""
@@ -266,7 +344,7 @@ class Supervisor:
             message = f"{given} runs in workers that live already (keep_alive), instead of {name_of(was)}"
             warnings.warn(message, RuntimeWarning, stacklevel + 1)
 
-    def _check_owner(self) -> None:
+    def check_owner(self) -> None:
         if os.getpid() != self.owner_pid:
             raise RuntimeError(
                 f"this pool belongs to process {self.owner_pid}; make a new WorkerPool in process {os.getpid()}"
@@ -384,7 +462,7 @@ class Supervisor:
         return [worker_id for worker_id in range(self.options.n_jobs) if worker_id not in self._workers]
 
     def start_workers(self, wanted: int, is_needed: Any) -> None:
-        """Start workers until there are `wanted`, as long as there is something left to claim."""
+        """Start workers until there are `wanted`, or as many as can be, as long as there is something left to claim."""
         for worker_id in self.free_lanes:
             if len(self._workers) >= wanted or not is_needed():
                 return
@@ -436,9 +514,15 @@ class Supervisor:
         pid, exitcode = process.pid, process.exit_status
         state = self.segment.state(worker_id)
         units, certain = self.segment.held_units(worker_id)
+        apply = self.segment.held_apply(worker_id)
         method = self.options.start_method
         death = Death(worker_id, pid, exitcode, state, units, certain, process.job, method, process.late)
         self.segment.declare_dead(worker_id)
+        if apply is not None and self.applier is not None:
+            self.applier.note_death(death, *apply)
+        if state != "starting" and (not self.mapping or (apply is not None and apply[1])):
+            logger.warning("%s", death.error([] if apply is None else [range(apply[0], apply[0] + 1)]))
+            return
         if self._was_left and death.late is not None and state != "exiting":
             return  # like an exception, which nobody waits for either
         if self.deaths is None or death.ends_every_map:
@@ -464,11 +548,14 @@ class Supervisor:
 
         Decide what to do next after this and before :meth:`sleep`: what happens after this ends the sleep.
         """
+        self.collector.heed()
         all_gathered = self.collector.collect()
         self._raise_failure()
         self.hand_over_lanes()
         self._check_ended()
         self.look()
+        if self.applier is not None:
+            self.applier.attend()
         return all_gathered
 
     def look(self) -> None:
@@ -487,12 +574,21 @@ class Supervisor:
         for worker_id, until in late:
             if self.segment.condemn(worker_id, until):  # from here on its line stays as it is
                 assert self._functions is not None
-                state = self.segment.state(worker_id)
-                self._workers[worker_id].late = make_late(worker_id, state, self._functions, self.limits)
+                self._workers[worker_id].late = self._late(worker_id)
                 self.segment.kill(worker_id, signal.SIGKILL)
         if late and self.threads:
             self._give_up_late()
         return again
+
+    def _late(self, worker_id: int) -> Late:
+        """What a worker is late with."""
+        assert self._functions is not None
+        state, apply = self.segment.state(worker_id), self.segment.held_apply(worker_id)
+        if apply is not None and self.applier is not None and state == "running":
+            job = self.applier.late_job(apply[0])
+            if job is not None:
+                return make_late(worker_id, state, Functions(job.function, None, None), job.limits)
+        return make_late(worker_id, state, self._functions, self.limits)
 
     def _hasten_end(self) -> None:
         """The map ends because of a time limit: the caller does not wait for other threads either."""
@@ -509,23 +605,33 @@ class Supervisor:
     def sleep(self, grain: int, deadline_ns: int | None = None) -> None:
         """Until a worker has `grain` more results, or brings news, or its process ends, or a function of the user's has
         run for long enough: at once, if that is so."""
-        again = self._stop_late()
-        if again is not None:
-            deadline_ns = again if deadline_ns is None else min(again, deadline_ns)
+        flush_at = None if self.applier is None else self.applier.flush_at()
+        deadlines = [at for at in (deadline_ns, self._stop_late(), flush_at) if at is not None]
+        deadline_ns = min(deadlines, default=None)
         if self.collector.wait(grain, deadline_ns):
             self.bury(self.segment.ended())
 
     # ---------------------------------------------------------------- ending
 
+    def _finish_applies(self) -> None:
+        while self.applier is not None and self.applier.unfinished:
+            if self.gather() and self.applier.unfinished:
+                self.applier.check_none_lost()
+                self.sleep(1)
+
     def _see_out(self) -> None:
         """Workers are on their way out, or have been told to: wait for their last words and their ends."""
-        while self._workers:
-            if self.gather() and self._workers:
-                self.sleep(1)
-        for process in self._leaving:
-            self._check_ended()
-            process.reap(block=True)
-        self._leaving.clear()
+        self._is_stopping = True
+        try:
+            while self._workers:
+                if self.gather() and self._workers:
+                    self.sleep(1)
+            for process in self._leaving:
+                self._check_ended()
+                process.reap(block=True)
+            self._leaving.clear()
+        finally:
+            self._is_stopping = False
 
     def _take_exit_results(self) -> None:
         self.exit_results.extend(self.collector.exits)
@@ -541,6 +647,7 @@ class Supervisor:
             if self.unfinished is not None:
                 self.leave()
             self.forget_unfinished()
+            self._finish_applies()
             self._command_stop()
             self._see_out()
         except BaseException as error:
@@ -556,7 +663,9 @@ class Supervisor:
                 with Interruptible():
                     self._let_exit(self._patience)
         finally:
-            self.terminate()
+            if self.unfinished is not None:
+                self.unfinished.failure = error
+            self.terminate(error)
 
     def _command_stop(self) -> None:
         for worker_id in list(self._workers):
@@ -656,10 +765,19 @@ class Supervisor:
             for process in list(self._leaving):
                 process.kill()
 
-    @uninterrupted
-    def terminate(self) -> None:
-        """Kill all workers, wait for them, give shared memory back. Safe to call in any state, and twice.
+    def terminate(self, error: BaseException | None = None) -> None:
+        """Kill all workers, wait for them, give shared memory back; applies that are not done have failed, because of
+        this error, if there is one. Safe to call in any state, and twice."""
+        mapping, self.mapping, self.wanted_by_map = self.mapping, False, 0
+        try:
+            self._terminate()
+        finally:
+            if self.applier is not None and os.getpid() == self.owner_pid:
+                self.applier.fail_all(as_failure(error, mapping))
 
+    @uninterrupted
+    def _terminate(self) -> None:
+        """
         Each step may fail where there is no memory left: then what is left of it is done before the pool is used again.
         """
         if os.getpid() != self.owner_pid:
@@ -688,3 +806,13 @@ class Supervisor:
         for thread in abandoned:
             assert isinstance(thread, WorkerThread)
             thread.warn()
+
+
+def as_failure(error: BaseException | None, mapping: bool) -> Exception:
+    """What an apply raises that is not done when the workers are stopped: because of an error, in a map or not."""
+    if isinstance(error, Exception) and not mapping:
+        return error
+    because = " because a map on the same pool failed" if mapping and isinstance(error, Exception) else ""
+    failure = RuntimeError(f"the pool's workers were stopped{because} before this apply had a result")
+    failure.__cause__ = error
+    return failure

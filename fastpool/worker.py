@@ -16,12 +16,14 @@ from fastpool._native import Place, Segment
 from fastpool._references import Exchange
 from fastpool._worker import Loop
 from fastpool.arrays import attach_spaces
-from fastpool.errors import FastpoolError, SerializationError, unsendable
+from fastpool.errors import FastpoolError, SerializationError, StaleFunctionError, unsendable
 from fastpool.functions import Function, Functions
 from fastpool.serializer import PICKLE, Serializer, make_worker_serializer
 from fastpool.spawning import Packed, take, unpack
 
 NO_FUNCTIONS = Functions(None, None, None)  # type: ignore[arg-type]  # before the first job
+
+MOST_FUNCTIONS = 256  # of applies, that a worker keeps
 
 _shorten = reprlib.Repr()
 _shorten.maxstring = _shorten.maxother = 200
@@ -53,6 +55,7 @@ class Host:
         self.version = version
         self.functions = inherited
         self.serializer = serializer
+        self._applied: dict[bytes, Function] = {}
 
     @property
     def dumps(self) -> Any:
@@ -69,10 +72,35 @@ class Host:
                 return None
             try:
                 self.functions = functions.loads(blob, self.serializer, self.worker_id, self.given)
-            except (functions.StaleFunctionError, SerializationError):  # this process was started before
+            except (StaleFunctionError, SerializationError):  # this process was started before
                 return None
             self.version = version
         return self.functions.task, self.leading
+
+    def adopt_first(self, version: int, blob: bytes | None) -> tuple[Any, ...]:
+        """The leading arguments, for applies. Init and exit function are those of the map that this worker was started
+        for, or has joined, if there is one."""
+        return self.leading
+
+    def resolve(self, given: Any) -> Function:
+        """The function of an apply.
+
+        Raises
+        ------
+        StaleFunctionError
+            This process has an older definition of it.
+        SerializationError
+            It cannot be unpickled here.
+        """
+        known = self._applied.get(given)
+        if known is not None:
+            return known
+        loaded = functions.loads(given, self.serializer, self.worker_id, self.given)
+        if functions.is_plain(loaded):  # others may have changed by what they were called with
+            if len(self._applied) == MOST_FUNCTIONS:
+                self._applied.clear()
+            self._applied[given] = loaded.task
+        return loaded.task
 
     def has_init(self) -> bool:
         return self.functions.init is not None
@@ -187,6 +215,11 @@ class FreshHost(Host):
         self.version = version
         return self.functions.task, self.leading
 
+    def adopt_first(self, version: int, blob: bytes | None) -> tuple[Any, ...]:
+        if not self.version:
+            self.adopt(version, blob)
+        return self.leading
+
 
 class ThreadHost(Host):
     """The host of a worker that is a thread of the pool's owner: everything is there already.
@@ -208,6 +241,14 @@ class ThreadHost(Host):
             return None
         self.functions = self.exchange.functions
         return self.functions.task, self.leading
+
+    def adopt_first(self, version: int, blob: bytes | None) -> tuple[Any, ...]:
+        if self.functions is NO_FUNCTIONS and self.exchange.functions is not None:
+            self.functions = self.exchange.functions
+        return self.leading
+
+    def resolve(self, given: Any) -> Function:
+        return given  # type: ignore[no-any-return]
 
     def flush(self) -> None:
         """The streams are the owner's."""

@@ -23,7 +23,7 @@ static inline fp_segment *plain_segment(uint32_t lanes) {
   segment->lanes_at = segment->lines_at + lanes * sizeof(fp_line);
   segment->controls_at = segment->lanes_at + lanes * sizeof(fp_lane);
   segment->feed_at = segment->controls_at + lanes * sizeof(fp_control);
-  atomic_store(&segment->gate.claim, FP_INDEX_CLOSED);
+  atomic_store(&segment->gates[FP_MAP].claim, FP_INDEX_CLOSED);
   for (uint32_t i = 0; i < lanes; i++) atomic_store(&fp_control_of(segment, i)->wake_at, FP_NEVER);
   return segment;
 }

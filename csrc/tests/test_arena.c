@@ -108,10 +108,10 @@ static void test_what_one_writes_the_others_cannot(void) {
   for (int worker = 0; worker < 2; worker++) {
     CHECK(is_stopped(&arena, &s->magic, worker));
     CHECK(is_stopped(&arena, &s->rings_at, worker));
-    CHECK_EQ(is_stopped(&arena, &s->job, worker), worker);
-    CHECK_EQ(is_stopped(&arena, fp_feed_of(s, FP_FEED_SLOTS - 1), worker), worker);
+    CHECK_EQ(is_stopped(&arena, &s->jobs[FP_MAP], worker), worker);
+    CHECK_EQ(is_stopped(&arena, fp_feed_of(s, FP_APPLY, FP_FEED_SLOTS - 1), worker), worker);
     CHECK_EQ(is_stopped(&arena, &fp_control_of(s, 1)->command, worker), worker);
-    CHECK(!is_stopped(&arena, &s->gate, worker));
+    CHECK(!is_stopped(&arena, &s->gates[FP_APPLY], worker));
     CHECK(!is_stopped(&arena, &s->bell, worker));
     CHECK(!is_stopped(&arena, fp_line_of(s, 0), worker));
     CHECK(!is_stopped(&arena, fp_lane_of(s, 1), worker));
@@ -123,9 +123,9 @@ static void test_what_one_writes_the_others_cannot(void) {
 static void test_a_new_segment_has_nothing_to_do(void) {
   fp_arena arena = make(3, 4096, MB);
   fp_segment *s = arena.segment;
-  CHECK_EQ(s->gate.claim & FP_INDEX_MASK, FP_INDEX_CLOSED);
-  CHECK_EQ(s->gate.claim >> FP_INDEX_BITS, 0);
-  CHECK_EQ(s->job.total, 0);
+  CHECK_EQ(s->gates[FP_MAP].claim & FP_INDEX_MASK, FP_INDEX_CLOSED);
+  CHECK_EQ(s->gates[FP_MAP].claim >> FP_INDEX_BITS, 0);
+  CHECK_EQ(s->jobs[FP_MAP].total, 0);
   CHECK_EQ(s->fence_each, !fp_barrier_available());
   for (uint32_t i = 0; i < 3; i++) {
     fp_lane *lane = fp_lane_of(s, i);

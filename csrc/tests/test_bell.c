@@ -250,7 +250,7 @@ static void start_ringer(stopped_ringer *s, int before, int after) {
   if (s->ringer == 0) {
     before_write = before;
     after_write = after;
-    atomic_store(&s->segment->job.avail, 1);
+    atomic_store(&s->segment->jobs[FP_MAP].avail, 1);
     _exit(fp_bell_ring(&s->segment->bell, &s->event) != 1);
   }
   CHECK_EQ(waitpid(s->ringer, &s->status, WUNTRACED), s->ringer);
@@ -259,7 +259,7 @@ static void start_ringer(stopped_ringer *s, int before, int after) {
 
 static int look_at_avail(void *context) {
   stopped_ringer *s = context;
-  int seen = atomic_load(&s->segment->job.avail) != 0;
+  int seen = atomic_load(&s->segment->jobs[FP_MAP].avail) != 0;
   if (++s->looks != 2) return seen; /* S3 is the second look of a wait that does not spin */
   uint32_t number = sleeping_of(s);
   CHECK(number != 0);
@@ -277,7 +277,7 @@ static int look_at_avail(void *context) {
   if (s->play != NOBODY_ELSE_RINGS) {
     int before = before_write, after = after_write;
     before_write = after_write = 0;
-    atomic_store(&s->segment->job.avail, 1);
+    atomic_store(&s->segment->jobs[FP_MAP].avail, 1);
     CHECK_EQ(fp_bell_ring(&s->segment->bell, &s->event), 1);
     before_write = before;
     after_write = after;
@@ -290,7 +290,7 @@ static void play(stopped_ringer *s, int what) {
   int ready;
   s->play = what;
   s->looks = 0;
-  atomic_store(&s->segment->job.avail, 0);
+  atomic_store(&s->segment->jobs[FP_MAP].avail, 0);
   CHECK_EQ(fp_bell_wait(&s->segment->bell, &s->event, &spin, 0, look_at_avail, s, &s->event.read_fd, &ready,
                         1, fp_now_ns() + 2000 * MS),
            FP_WAIT_READY);

@@ -56,7 +56,7 @@ static void test_reset(void) {
   CHECK_EQ(atomic_load(&line.generation), 42);
   atomic_store(&line.generation, 0);
   const size_t last = offsetof(fp_line, reads_owner) + sizeof line.reads_owner;
-  CHECK(memcmp(&line, &clean, offsetof(fp_line, chunks) + sizeof line.chunks) == 0);
+  CHECK(memcmp(&line, &clean, offsetof(fp_line, tasks_ns) + sizeof line.tasks_ns) == 0);
   const size_t times = offsetof(fp_line, started_ns);
   CHECK(memcmp((char *)&line + times, (char *)&clean + times, last - times) == 0);
   fp_line_reset(&line);

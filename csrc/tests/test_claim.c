@@ -27,15 +27,15 @@ enum { NO_RANGE = 0, ALL_RANGE = 1 << 20 }; /* units that are tasks of a range *
 
 static uint64_t publish(fp_segment *segment, uint64_t range_units, uint64_t avail, uint64_t total,
                         uint64_t fixed) {
-  uint64_t number = fp_gate_close(segment);
-  fp_job *job = &segment->job;
+  uint64_t number = fp_gate_close(segment, FP_MAP);
+  fp_job *job = &segment->jobs[FP_MAP];
   job->range_units = range_units;
   job->chunk_fixed = fixed;
   job->chunk_ns = 1000;
   job->n_workers = segment->lanes;
   atomic_store_explicit(&job->avail, avail, memory_order_release);
   atomic_store_explicit(&job->total, total, memory_order_release);
-  fp_gate_open(segment);
+  fp_gate_open(segment, FP_MAP);
   return number;
 }
 
@@ -61,9 +61,9 @@ static uint64_t held(fp_segment *segment, uint32_t worker) {
 }
 static int holds(fp_segment *segment, uint32_t worker, uint64_t number) {
   uint64_t first, count;
-  return fp_line_holds(fp_line_of(segment, worker), number, &first, &count);
+  return fp_line_holds(fp_line_of(segment, worker), FP_MAP, number, &first, &count);
 }
-static uint64_t gate(fp_segment *segment) { return atomic_load(&segment->gate.claim); }
+static uint64_t gate(fp_segment *segment) { return atomic_load(&segment->gates[FP_MAP].claim); }
 
 /* A new worker in this line. */
 static void start_again(fp_segment *segment, uint32_t worker) {
@@ -117,10 +117,16 @@ static void test_packing(void) {
   uint64_t word = fp_claim_pack(WRAP + 5, FP_MAX_UNITS);
   CHECK_EQ(fp_claim_number(word), 5);
   CHECK_EQ(fp_claim_index(word), FP_MAX_UNITS);
-  uint64_t line = fp_held_pack(FP_MAX_UNITS, FP_MAX_CHUNK, FP_CLAIM_HELD);
+  uint64_t line = fp_held_pack(FP_MAP, FP_MAX_UNITS, FP_MAX_CHUNK, FP_CLAIM_HELD);
   CHECK_EQ(fp_held_first(line), FP_MAX_UNITS);
   CHECK_EQ(fp_held_count(line), FP_MAX_CHUNK);
   CHECK_EQ(fp_held_state(line), FP_CLAIM_HELD);
+  CHECK_EQ(fp_held_channel(line), FP_MAP);
+  line = fp_held_pack(FP_APPLY, FP_MAX_UNITS, FP_MAX_CHUNK, FP_CLAIM_INTENT);
+  CHECK_EQ(fp_held_first(line), FP_MAX_UNITS);
+  CHECK_EQ(fp_held_count(line), FP_MAX_CHUNK);
+  CHECK_EQ(fp_held_state(line), FP_CLAIM_INTENT);
+  CHECK_EQ(fp_held_channel(line), FP_APPLY);
 }
 
 static void test_nothing_published(void) {
@@ -128,7 +134,7 @@ static void test_nothing_published(void) {
   hand h = {0};
   CHECK_EQ(next(segment, 0, &h), FP_CLAIM_CLOSED);
   CHECK_EQ(fp_claim_join(segment, 0, &h.terms), 0);
-  CHECK_EQ(fp_gate_close(segment), 1);
+  CHECK_EQ(fp_gate_close(segment, FP_MAP), 1);
   CHECK_EQ(next(segment, 0, &h), FP_CLAIM_CLOSED);
   CHECK_EQ(fp_claim_join(segment, 0, &h.terms), 0);
   CHECK_EQ(held(segment, 0), 0);
@@ -141,13 +147,13 @@ static void test_a_job_is_joined_before_it_is_claimed_from(void) {
   hand h = {0};
   publish(segment, ALL_RANGE, 10, 10, 4);
   CHECK_EQ(next(segment, 0, &h), FP_CLAIM_OTHER);
-  CHECK_EQ(atomic_load(&line->job), 0);
+  CHECK_EQ(atomic_load(&line->jobs[FP_MAP]), 0);
   CHECK_EQ(fp_claim_join(segment, 0, &h.terms), 1);
   CHECK_EQ(h.terms.number, 1);
-  CHECK_EQ(atomic_load(&line->job), 1);
+  CHECK_EQ(atomic_load(&line->jobs[FP_MAP]), 1);
   CHECK_EQ(held(segment, 0), 0);
   CHECK_EQ(next(segment, 0, &h), FP_CLAIM_OK);
-  CHECK_EQ(held(segment, 0), fp_held_pack(0, 4, FP_CLAIM_HELD));
+  CHECK_EQ(held(segment, 0), fp_held_pack(FP_MAP, 0, 4, FP_CLAIM_HELD));
   publish(segment, ALL_RANGE, 10, 10, 3);
   CHECK_EQ(next(segment, 0, &h), FP_CLAIM_OTHER);
   CHECK_EQ(held(segment, 0), 0);
@@ -161,11 +167,64 @@ static void test_a_job_is_joined_before_it_is_claimed_from(void) {
 static void test_low_bits_of_zero(void) {
   fp_segment *segment = plain_segment(2);
   hand h = {0};
-  segment->job.number = WRAP - 1;
+  segment->jobs[FP_MAP].number = WRAP - 1;
   CHECK_EQ(publish(segment, ALL_RANGE, 10, 10, 4), WRAP);
   CHECK_EQ(gate(segment), 0);
   CHECK_EQ(next(segment, 0, &h), FP_CLAIM_OTHER);
   CHECK(claim(segment, 0, &h, 0) == FP_CLAIM_OK && h.terms.number == WRAP && h.count == 4);
+  plain_free(segment);
+}
+
+static uint64_t open_apply(fp_segment *segment, uint64_t avail) {
+  uint64_t number = fp_gate_close(segment, FP_APPLY);
+  atomic_store(&segment->jobs[FP_APPLY].range_units, 0);
+  atomic_store(&segment->jobs[FP_APPLY].avail, avail);
+  atomic_store(&segment->jobs[FP_APPLY].total, FP_TOTAL_UNKNOWN);
+  fp_gate_open(segment, FP_APPLY);
+  return number;
+}
+
+/* A worker takes units of both channels in turn; its line shows one claim, of the channel that it is of. */
+static void test_two_channels(void) {
+  fp_segment *segment = plain_segment(1);
+  fp_line *line = fp_line_of(segment, 0);
+  hand h = {0}, apply = {.terms.channel = FP_APPLY};
+  uint64_t map = publish(segment, ALL_RANGE, 10, 10, 4), applies = open_apply(segment, 2), first, count;
+  CHECK(applies == map + 1);
+  CHECK_EQ(claim(segment, 0, &apply, 0), FP_CLAIM_OK);
+  CHECK(apply.terms.channel == FP_APPLY && apply.terms.number == applies && apply.first == 0 &&
+        apply.count == 1);
+  CHECK_EQ(fp_line_holds(line, FP_APPLY, applies, &first, &count), FP_CLAIM_HELD);
+  CHECK_EQ(fp_line_holds(line, FP_MAP, map, &first, &count), FP_CLAIM_NONE);
+  CHECK_EQ(claim(segment, 0, &h, 0), FP_CLAIM_OK);
+  CHECK(h.terms.number == map && h.first == 0 && h.count == 4);
+  CHECK_EQ(fp_line_holds(line, FP_APPLY, applies, &first, &count), FP_CLAIM_NONE);
+  CHECK_EQ(fp_line_holds(line, FP_MAP, map, &first, &count), FP_CLAIM_HELD);
+  CHECK(line->jobs[FP_MAP] == map && line->jobs[FP_APPLY] == applies);
+  CHECK_EQ(claim(segment, 0, &apply, 0), FP_CLAIM_OK);
+  CHECK_EQ(apply.first, 1);
+  fp_claim_begin(segment, 0);
+  CHECK_EQ(fp_line_holds(line, FP_APPLY, applies, &first, &count), FP_CLAIM_BEGUN);
+  CHECK(first == 1 && count == 1);
+  CHECK_EQ(claim(segment, 0, &apply, 0), FP_CLAIM_STARVED);
+  CHECK_EQ(held(segment, 0), 0);
+  map = publish(segment, ALL_RANGE, 10, 10, 3); /* the other channel stays as it is */
+  CHECK_EQ(next(segment, 0, &apply), FP_CLAIM_STARVED);
+  CHECK(claim(segment, 0, &h, 0) == FP_CLAIM_OK && h.terms.number == map && h.count == 3);
+  plain_free(segment);
+}
+
+/* Records have the low 8 bits of a number: those of two channels at a time must differ. */
+static void test_numbers_of_two_channels(void) {
+  fp_segment *segment = plain_segment(1);
+  uint64_t applies = open_apply(segment, 0);
+  CHECK_EQ(applies, 1);
+  for (uint64_t i = 2; i < 1000; i++) {
+    uint64_t number = publish(segment, ALL_RANGE, 10, 10, 4);
+    CHECK((uint8_t)number != (uint8_t)applies && number > applies);
+    if (i % 300 == 0) applies = open_apply(segment, 0);
+    CHECK((uint8_t)number != (uint8_t)applies && number <= segment->jobs[FP_MAP].number);
+  }
   plain_free(segment);
 }
 
@@ -177,8 +236,8 @@ static void test_joining_shows_no_claim(void) {
   publish(segment, ALL_RANGE, 10, 10, 4);
   CHECK_EQ(fp_claim_join(segment, 0, &h.terms), 1);
   CHECK_EQ(held(segment, 0), 0);
-  CHECK_EQ(atomic_load(&fp_line_of(segment, 0)->job), 2);
-  CHECK_EQ(fp_gate_close(segment), 3);
+  CHECK_EQ(atomic_load(&fp_line_of(segment, 0)->jobs[FP_MAP]), 2);
+  CHECK_EQ(fp_gate_close(segment, FP_MAP), 3);
   CHECK_EQ(fp_claim_join(segment, 0, &h.terms), 0);
   CHECK_EQ(h.terms.number, 0);
   plain_free(segment);
@@ -186,12 +245,12 @@ static void test_joining_shows_no_claim(void) {
 
 static void test_all_parameters_are_copied(void) {
   fp_segment *segment = plain_segment(1);
-  fp_terms terms;
+  fp_terms terms = {0};
   most_units = 50;
   for (int i = 0; i < 50; i++) {
-    fp_terms written = terms_of(fp_gate_close(segment));
-    write_terms(&segment->job, &written);
-    fp_gate_open(segment);
+    fp_terms written = terms_of(fp_gate_close(segment, FP_MAP));
+    write_terms(&segment->jobs[FP_MAP], &written);
+    fp_gate_open(segment, FP_MAP);
     CHECK_EQ(fp_claim_join(segment, 0, &terms), 1);
     check_terms(&terms);
   }
@@ -200,17 +259,17 @@ static void test_all_parameters_are_copied(void) {
 
 static void test_gate_shows(void) {
   fp_segment *segment = plain_segment(1);
-  CHECK(!fp_gate_shows(segment, 0));
-  fp_gate_close(segment);
-  CHECK(!fp_gate_shows(segment, 1));
-  fp_gate_open(segment);
-  CHECK(fp_gate_shows(segment, 1));
-  CHECK(!fp_gate_shows(segment, 2) && !fp_gate_shows(segment, WRAP + 1));
-  segment->job.number = WRAP + 1;
-  CHECK(!fp_gate_shows(segment, 1) && fp_gate_shows(segment, WRAP + 1));
-  segment->job.number = 1;
-  segment->gate.claim = fp_claim_pack(2, 0);
-  CHECK(!fp_gate_shows(segment, 1) && !fp_gate_shows(segment, 2));
+  CHECK(!fp_gate_shows(segment, FP_MAP, 0));
+  fp_gate_close(segment, FP_MAP);
+  CHECK(!fp_gate_shows(segment, FP_MAP, 1));
+  fp_gate_open(segment, FP_MAP);
+  CHECK(fp_gate_shows(segment, FP_MAP, 1));
+  CHECK(!fp_gate_shows(segment, FP_MAP, 2) && !fp_gate_shows(segment, FP_MAP, WRAP + 1));
+  segment->jobs[FP_MAP].number = WRAP + 1;
+  CHECK(!fp_gate_shows(segment, FP_MAP, 1) && fp_gate_shows(segment, FP_MAP, WRAP + 1));
+  segment->jobs[FP_MAP].number = 1;
+  segment->gates[FP_MAP].claim = fp_claim_pack(2, 0);
+  CHECK(!fp_gate_shows(segment, FP_MAP, 1) && !fp_gate_shows(segment, FP_MAP, 2));
   plain_free(segment);
 }
 
@@ -218,14 +277,14 @@ static void test_line_holds(void) {
   fp_segment *segment = plain_segment(1);
   fp_line *line = fp_line_of(segment, 0);
   uint64_t first = 9, count = 9;
-  CHECK_EQ(fp_line_holds(line, 1, &first, &count), FP_CLAIM_NONE);
+  CHECK_EQ(fp_line_holds(line, FP_MAP, 1, &first, &count), FP_CLAIM_NONE);
   CHECK(first == 0 && count == 0);
   for (int state = FP_CLAIM_INTENT; state <= FP_CLAIM_HELD; state++) {
-    line->job = WRAP + 1;
-    line->claim = fp_held_pack(3, 2, (uint32_t)state);
-    CHECK_EQ(fp_line_holds(line, WRAP + 1, &first, &count), state);
+    line->jobs[FP_MAP] = WRAP + 1;
+    line->claim = fp_held_pack(FP_MAP, 3, 2, (uint32_t)state);
+    CHECK_EQ(fp_line_holds(line, FP_MAP, WRAP + 1, &first, &count), state);
     CHECK(first == 3 && count == 2);
-    CHECK_EQ(fp_line_holds(line, 1, &first, &count), FP_CLAIM_NONE);
+    CHECK_EQ(fp_line_holds(line, FP_MAP, 1, &first, &count), FP_CLAIM_NONE);
     CHECK(first == 0 && count == 0);
   }
   plain_free(segment);
@@ -237,14 +296,14 @@ static void test_chunks_until_exhausted(void) {
   CHECK_EQ(publish(segment, ALL_RANGE, 10, 10, 4), 1);
   CHECK(claim(segment, 0, &a, 0) == FP_CLAIM_OK && a.first == 0 && a.count == 4 && a.terms.number == 1);
   CHECK(claim(segment, 1, &b, 0) == FP_CLAIM_OK && b.first == 4 && b.count == 4);
-  CHECK_EQ(held(segment, 0), fp_held_pack(0, 4, FP_CLAIM_HELD));
-  CHECK_EQ(held(segment, 1), fp_held_pack(4, 4, FP_CLAIM_HELD));
+  CHECK_EQ(held(segment, 0), fp_held_pack(FP_MAP, 0, 4, FP_CLAIM_HELD));
+  CHECK_EQ(held(segment, 1), fp_held_pack(FP_MAP, 4, 4, FP_CLAIM_HELD));
   CHECK(claim(segment, 1, &b, 0) == FP_CLAIM_OK && b.first == 8 && b.count == 2);
   CHECK_EQ(claim(segment, 0, &a, 0), FP_CLAIM_EXHAUSTED);
   CHECK_EQ(held(segment, 0), 0);
   fp_claim_drop(segment, 1);
   CHECK_EQ(held(segment, 1), 0);
-  fp_gate_close(segment);
+  fp_gate_close(segment, FP_MAP);
   CHECK_EQ(claim(segment, 0, &a, 0), FP_CLAIM_CLOSED);
   plain_free(segment);
 }
@@ -254,14 +313,14 @@ static void test_starved_and_fed(void) {
   hand h = {0};
   publish(segment, NO_RANGE, 0, FP_TOTAL_UNKNOWN, 0);
   CHECK_EQ(claim(segment, 0, &h, 0), FP_CLAIM_STARVED);
-  atomic_store(&segment->job.avail, 3);
+  atomic_store(&segment->jobs[FP_MAP].avail, 3);
   for (uint64_t i = 0; i < 3; i++)
     CHECK(claim(segment, 0, &h, 1) == FP_CLAIM_OK && h.first == i && h.count == 1);
   CHECK_EQ(claim(segment, 0, &h, 0), FP_CLAIM_STARVED);
   CHECK_EQ(held(segment, 0), 0);
-  atomic_store(&segment->job.total, 4);
+  atomic_store(&segment->jobs[FP_MAP].total, 4);
   CHECK_EQ(claim(segment, 0, &h, 0), FP_CLAIM_STARVED);
-  atomic_store(&segment->job.total, 3);
+  atomic_store(&segment->jobs[FP_MAP].total, 3);
   CHECK_EQ(claim(segment, 0, &h, 0), FP_CLAIM_EXHAUSTED);
   plain_free(segment);
 }
@@ -276,17 +335,17 @@ static void test_units_of_its_own(void) {
   CHECK_EQ(fp_claim_join(segment, 0, &h.terms), 1);
   CHECK_EQ(h.terms.turn, 4);
   CHECK_EQ(fp_claim_own(segment, 0, &h.terms, 4), FP_CLAIM_OK);
-  CHECK_EQ(held(segment, 0), fp_held_pack(4, 1, FP_CLAIM_HELD));
+  CHECK_EQ(held(segment, 0), fp_held_pack(FP_MAP, 4, 1, FP_CLAIM_HELD));
   CHECK_EQ(gate(segment), fp_claim_pack(number, 0));
   CHECK_EQ(fp_claim_own(segment, 0, &h.terms, 6), FP_CLAIM_STARVED);
   CHECK_EQ(held(segment, 0), 0);
-  atomic_store(&segment->job.total, 5);
+  atomic_store(&segment->jobs[FP_MAP].total, 5);
   CHECK_EQ(fp_claim_own(segment, 0, &h.terms, 6), FP_CLAIM_EXHAUSTED);
   CHECK_EQ(fp_claim_own(segment, 0, &h.terms, 0), FP_CLAIM_OK);
-  fp_gate_close(segment);
+  fp_gate_close(segment, FP_MAP);
   CHECK_EQ(fp_claim_own(segment, 0, &h.terms, 2), FP_CLAIM_CLOSED);
   CHECK_EQ(held(segment, 0), 0);
-  fp_gate_open(segment);
+  fp_gate_open(segment, FP_MAP);
   CHECK_EQ(fp_claim_own(segment, 0, &h.terms, 2), FP_CLAIM_OTHER);
   plain_free(segment);
 }
@@ -356,20 +415,20 @@ static void test_size(void) {
 static void put_line(fp_segment *segment, uint32_t worker, fp_state state, uint64_t job, int claim_state) {
   fp_line *line = fp_line_of(segment, worker);
   atomic_store(&line->state, state);
-  atomic_store(&line->job, job);
-  atomic_store(&line->claim, fp_held_pack(3, 2, (uint32_t)claim_state));
+  atomic_store(&line->jobs[FP_MAP], job);
+  atomic_store(&line->claim, fp_held_pack(FP_MAP, 3, 2, (uint32_t)claim_state));
 }
 
 static void test_a_shown_number_is_not_used_again(void) {
   for (fp_state state = FP_STARTING; state <= FP_EXITING; state++)
     for (int claim_state = FP_CLAIM_NONE; claim_state <= FP_CLAIM_HELD; claim_state++) {
       fp_segment *segment = plain_segment(2);
-      segment->job.number = WRAP + 4;
+      segment->jobs[FP_MAP].number = WRAP + 4;
       put_line(segment, 1, state, 5, claim_state);
-      CHECK_EQ(fp_gate_close(segment), WRAP + 6);
-      CHECK_EQ(segment->job.number, WRAP + 6);
+      CHECK_EQ(fp_gate_close(segment, FP_MAP), WRAP + 6);
+      CHECK_EQ(segment->jobs[FP_MAP].number, WRAP + 6);
       CHECK_EQ(gate(segment), fp_claim_pack(6, FP_INDEX_CLOSED));
-      fp_gate_open(segment);
+      fp_gate_open(segment, FP_MAP);
       CHECK_EQ(gate(segment), fp_claim_pack(6, 0));
       plain_free(segment);
     }
@@ -383,9 +442,9 @@ static void test_other_numbers_are_used(void) {
                   {FP_RUNNING, 6, WRAP + 5}, {FP_RUNNING, 0, 2 * WRAP}, {FP_RUNNING, WRAP + 4, WRAP + 5}};
   for (size_t i = 0; i < sizeof harmless / sizeof *harmless; i++) {
     fp_segment *segment = plain_segment(2);
-    segment->job.number = harmless[i].number - 1;
+    segment->jobs[FP_MAP].number = harmless[i].number - 1;
     put_line(segment, 1, harmless[i].state, harmless[i].job, FP_CLAIM_INTENT);
-    CHECK_EQ(fp_gate_close(segment), harmless[i].number);
+    CHECK_EQ(fp_gate_close(segment, FP_MAP), harmless[i].number);
     plain_free(segment);
   }
 }
@@ -394,11 +453,11 @@ static void test_many_shown_numbers(void) {
   fp_segment *segment = plain_segment(5);
   const uint64_t shown[5] = {WRAP - 1, WRAP, 3, WRAP + 1, 2};
   for (uint32_t i = 0; i < 5; i++) put_line(segment, i, FP_IDLE, shown[i], FP_CLAIM_NONE);
-  segment->job.number = 3 * WRAP - 2;
-  CHECK_EQ(fp_gate_close(segment), 3 * WRAP + 4);
+  segment->jobs[FP_MAP].number = 3 * WRAP - 2;
+  CHECK_EQ(fp_gate_close(segment, FP_MAP), 3 * WRAP + 4);
   put_line(segment, 2, FP_IDLE, 3 * WRAP + 4, FP_CLAIM_NONE);
-  segment->job.number = 4 * WRAP - 2;
-  CHECK_EQ(fp_gate_close(segment), 4 * WRAP + 3);
+  segment->jobs[FP_MAP].number = 4 * WRAP - 2;
+  CHECK_EQ(fp_gate_close(segment, FP_MAP), 4 * WRAP + 3);
   plain_free(segment);
 }
 
@@ -480,7 +539,7 @@ static int repeats;
 static void change_round(fp_segment *segment) {
   claim_as_other(segment, 0, 100);
   start_again(segment, 1);
-  segment->job.number = WRAP;
+  segment->jobs[FP_MAP].number = WRAP;
   repeats += publish(segment, ALL_RANGE, 9, 9, 3) == WRAP + 1;
   claim_as_other(segment, 2, 1);
   CHECK_EQ(fp_claim_index(gate(segment)), 2);
@@ -489,7 +548,7 @@ static void change_round(fp_segment *segment) {
 static void check_round(fp_segment *segment, const hand *h) {
   CHECK_EQ(h->found, FP_CLAIM_OK);
   int later = h->terms.number != 1;
-  if (later) CHECK(h->terms.number == segment->job.number && h->first == 2);
+  if (later) CHECK(h->terms.number == segment->jobs[FP_MAP].number && h->first == 2);
   CHECK_EQ(h->terms.chunk_fixed, later ? 3 : 2);
   CHECK_EQ(h->count, later ? 3 : 2);
   for (uint64_t i = h->first; i < h->first + h->count; i++) CHECK_EQ(taken[later][i], 0);
@@ -530,15 +589,15 @@ static void test_the_end_of_another_job_at_every_instruction(void) {
 
 static void publish_terms(fp_segment *segment) {
   most_units = 16;
-  fp_terms terms = terms_of(fp_gate_close(segment));
-  write_terms(&segment->job, &terms);
-  segment->job.avail = segment->job.total = terms.spec_bytes;
-  fp_gate_open(segment);
+  fp_terms terms = terms_of(fp_gate_close(segment, FP_MAP));
+  write_terms(&segment->jobs[FP_MAP], &terms);
+  segment->jobs[FP_MAP].avail = segment->jobs[FP_MAP].total = terms.spec_bytes;
+  fp_gate_open(segment, FP_MAP);
 }
 static void check_joined(fp_segment *segment, const hand *h) {
   CHECK_EQ(h->found, FP_CLAIM_OK);
   check_terms(&h->terms);
-  CHECK_EQ(atomic_load(&fp_line_of(segment, 0)->job), h->terms.number);
+  CHECK_EQ(atomic_load(&fp_line_of(segment, 0)->jobs[FP_MAP]), h->terms.number);
   CHECK(h->first == 0 && h->count <= h->terms.spec_bytes);
 }
 static void step_join(void *context) {
@@ -549,7 +608,7 @@ static void step_join(void *context) {
 }
 static void check_copied(fp_segment *segment, const hand *h) {
   check_terms(&h->terms);
-  CHECK_EQ(atomic_load(&fp_line_of(segment, 0)->job), h->terms.number);
+  CHECK_EQ(atomic_load(&fp_line_of(segment, 0)->jobs[FP_MAP]), h->terms.number);
 }
 static void test_joining_at_every_instruction(void) {
   at_every_instruction(0, publish_terms, publish_terms, step_join, check_copied);
@@ -561,7 +620,7 @@ static void read_line(void *context, uint64_t number) {
   stepped *s = context;
   hand *h = &s->child->h;
   s->child->begun = 1;
-  h->found = fp_line_holds(fp_line_of(s->segment, 1), number, &h->first, &h->count);
+  h->found = fp_line_holds(fp_line_of(s->segment, 1), FP_MAP, number, &h->first, &h->count);
   h->terms.number = h->found == FP_CLAIM_NONE ? 3 - number : number;
   s->child->over = 1;
 }
@@ -594,7 +653,7 @@ static void test_reading_a_line_at_every_instruction(void) {
 
 /* A worker goes on to the next job: never does its line show the old claim as one of the new job. */
 static void go_on(void *context) {
-  fp_terms terms;
+  fp_terms terms = {0};
   CHECK_EQ(fp_claim_join(context, 0, &terms), 1);
 }
 static void see_no_claim(void *context) { CHECK_EQ(holds(context, 0, 2), FP_CLAIM_NONE); }
@@ -604,7 +663,8 @@ static void test_going_on_at_every_instruction(void) {
   publish(segment, ALL_RANGE, 6, 6, 2);
   CHECK_EQ(claim(segment, 0, &h, 0), FP_CLAIM_OK);
   publish(segment, ALL_RANGE, 6, 6, 2);
-  if (step_child(go_on, see_no_claim, segment) != 0) CHECK_EQ(atomic_load(&fp_line_of(segment, 0)->job), 2);
+  if (step_child(go_on, see_no_claim, segment) != 0)
+    CHECK_EQ(atomic_load(&fp_line_of(segment, 0)->jobs[FP_MAP]), 2);
   plain_free(segment);
 }
 
@@ -625,7 +685,7 @@ static void die_body(void *context) {
 static void die_look(void *context) {
   dying *d = context;
   uint64_t first, count, index = fp_claim_index(gate(d->segment));
-  int state = fp_line_holds(fp_line_of(d->segment, 0), 1, &first, &count);
+  int state = fp_line_holds(fp_line_of(d->segment, 0), FP_MAP, 1, &first, &count);
   CHECK(state != FP_CLAIM_HELD || first + count <= index);
   for (uint64_t i = 0; i < index; i++) CHECK(d->done[i] || (i >= first && i < first + count));
   for (uint64_t i = index; i < 8; i++) CHECK(!d->done[i]);
@@ -671,11 +731,11 @@ static struct {
 /* The feed is plain words: a claim must order them, and TSan watches. */
 static void run_units(fp_segment *segment, uint32_t worker, const hand *h) {
   check_terms(&h->terms);
-  CHECK_EQ(atomic_load(&fp_line_of(segment, worker)->job), h->terms.number);
+  CHECK_EQ(atomic_load(&fp_line_of(segment, worker)->jobs[FP_MAP]), h->terms.number);
   CHECK(h->count >= 1 && h->first + h->count <= h->terms.spec_bytes);
   CHECK(h->count == 1 || h->first + h->count <= h->terms.range_units);
   for (uint64_t i = h->first; i < h->first + h->count; i++) {
-    CHECK_EQ(fp_feed_of(segment, i)->first, h->terms.number + i);
+    CHECK_EQ(fp_feed_of(segment, FP_MAP, i)->first, h->terms.number + i);
     atomic_fetch_add(&stress.times[i], 1);
   }
   atomic_fetch_add_explicit(&stress.finished, h->count, memory_order_release);
@@ -705,12 +765,12 @@ static void *stress_worker(void *argument) {
 
 /* A and B: of the units, `avail` may be claimed at once. */
 static uint64_t prepare_job(fp_segment *segment) {
-  fp_job *job = &segment->job;
-  fp_terms terms = terms_of(fp_gate_close(segment));
+  fp_job *job = &segment->jobs[FP_MAP];
+  fp_terms terms = terms_of(fp_gate_close(segment, FP_MAP));
   write_terms(job, &terms);
   for (uint64_t i = 0; i < terms.spec_bytes; i++) {
     atomic_store_explicit(&stress.times[i], 0, memory_order_relaxed);
-    fp_feed_of(segment, i)->first = terms.number + i;
+    fp_feed_of(segment, FP_MAP, i)->first = terms.number + i;
   }
   atomic_store(&stress.finished, 0);
   return terms.spec_bytes;
@@ -718,21 +778,21 @@ static uint64_t prepare_job(fp_segment *segment) {
 
 static void publish_whole(fp_segment *segment) {
   uint64_t total = prepare_job(segment);
-  int endless = stress.even_is_endless && segment->job.number % 2 == 0;
-  atomic_store(&segment->job.total, endless ? FP_TOTAL_UNKNOWN : total);
-  atomic_store_explicit(&segment->job.avail, total, memory_order_release);
-  fp_gate_open(segment);
+  int endless = stress.even_is_endless && segment->jobs[FP_MAP].number % 2 == 0;
+  atomic_store(&segment->jobs[FP_MAP].total, endless ? FP_TOTAL_UNKNOWN : total);
+  atomic_store_explicit(&segment->jobs[FP_MAP].avail, total, memory_order_release);
+  fp_gate_open(segment, FP_MAP);
 }
 
 static void publish_in_parts(fp_segment *segment) {
   uint64_t total = prepare_job(segment);
-  atomic_store(&segment->job.total, below(2) ? total : FP_TOTAL_UNKNOWN);
-  atomic_store_explicit(&segment->job.avail, 1 + below(total), memory_order_release);
-  fp_gate_open(segment);
+  atomic_store(&segment->jobs[FP_MAP].total, below(2) ? total : FP_TOTAL_UNKNOWN);
+  atomic_store_explicit(&segment->jobs[FP_MAP].avail, 1 + below(total), memory_order_release);
+  fp_gate_open(segment, FP_MAP);
 }
 
 static void feed(fp_segment *segment) {
-  fp_job *job = &segment->job;
+  fp_job *job = &segment->jobs[FP_MAP];
   uint64_t total = job->spec_bytes;
   while (atomic_load_explicit(&stress.finished, memory_order_acquire) < total) {
     uint64_t avail = atomic_load(&job->avail);
@@ -744,7 +804,7 @@ static void feed(fp_segment *segment) {
 }
 
 static void check_finished(fp_segment *segment) {
-  uint64_t total = segment->job.spec_bytes;
+  uint64_t total = segment->jobs[FP_MAP].spec_bytes;
   CHECK_EQ(atomic_load(&stress.finished), total);
   for (uint64_t i = 0; i < total; i++) CHECK_EQ(atomic_load(&stress.times[i]), 1);
 }
@@ -772,7 +832,7 @@ static void successive_jobs(fp_segment *segment) {
     publish_in_parts(segment);
     feed(segment);
     check_finished(segment);
-    atomic_store(&segment->job.total, segment->job.spec_bytes);
+    atomic_store(&segment->jobs[FP_MAP].total, segment->jobs[FP_MAP].spec_bytes);
   }
 }
 static void test_successive_jobs(void) { with_workers(MOST_UNITS, 0, successive_jobs); }
@@ -791,7 +851,7 @@ static void test_starved_or_exhausted(void) { with_workers(3, 1, ends_in_turn); 
 /* The numbers are about to repeat at every job. */
 static void repeated_numbers(fp_segment *segment) {
   for (int i = 0; i < rounds(500); i++) {
-    segment->job.number += WRAP - 1 - below(2);
+    segment->jobs[FP_MAP].number += WRAP - 1 - below(2);
     publish_in_parts(segment);
     feed(segment);
     check_finished(segment);
@@ -804,8 +864,8 @@ static void abandoned_jobs(fp_segment *segment) {
   for (int i = 0; i < rounds(1000); i++) {
     publish_in_parts(segment);
     for (uint64_t spins = below(200); spins > 0; spins--) fp_relax();
-    uint64_t number = segment->job.number, total = segment->job.spec_bytes;
-    fp_gate_close(segment);
+    uint64_t number = segment->jobs[FP_MAP].number, total = segment->jobs[FP_MAP].spec_bytes;
+    fp_gate_close(segment, FP_MAP);
     for (uint32_t worker = 0; worker < WORKERS; worker++)
       while (holds(segment, worker, number) != FP_CLAIM_NONE) sched_yield();
     uint64_t claimed = 0;
@@ -844,7 +904,7 @@ static void run_as_worker_one(fp_segment *segment, uint64_t most_claims) {
 
 static void publish_a_round_later(fp_segment *segment) {
   start_again(segment, 1);
-  segment->job.number += WRAP - 1;
+  segment->jobs[FP_MAP].number += WRAP - 1;
   publish_whole(segment);
 }
 
@@ -855,7 +915,7 @@ static int stop_in_the_middle(fp_segment *segment) {
   pthread_kill(victim.thread, SIGUSR1);
   while (!atomic_load(&victim.stopped)) sched_yield();
   run_as_worker_one(segment, UINT64_MAX);
-  int between = atomic_load(&stress.finished) == segment->job.spec_bytes; /* it holds nothing */
+  int between = atomic_load(&stress.finished) == segment->jobs[FP_MAP].spec_bytes; /* it holds nothing */
   if (between) {
     check_finished(segment);
     publish_a_round_later(segment);
@@ -909,14 +969,15 @@ typedef struct {
 
 static shown show(fp_segment *segment, uint32_t worker) {
   shown s;
-  s.state = fp_line_holds(fp_line_of(segment, worker), segment->job.number, &s.first, &s.count);
+  s.state =
+      fp_line_holds(fp_line_of(segment, worker), FP_MAP, segment->jobs[FP_MAP].number, &s.first, &s.count);
   return s;
 }
 static int covers(shown s, uint64_t unit) { return unit >= s.first && unit < s.first + s.count; }
 
 /* Elimination, in the order of README.md. A unit that a living intent covers is asked for again. */
 static int settle(fp_segment *segment, ledger *book, uint32_t dead, int lost[MORTAL_UNITS]) {
-  uint64_t word = atomic_load_explicit(&segment->gate.claim, memory_order_acquire);
+  uint64_t word = atomic_load_explicit(&segment->gates[FP_MAP].claim, memory_order_acquire);
   shown lines[MORTALS] = {0};
   for (uint32_t i = 0; i < MORTALS; i++)
     if (i != dead) lines[i] = show(segment, i);
@@ -984,6 +1045,8 @@ int main(void) {
   RUN(test_nothing_published);
   RUN(test_a_job_is_joined_before_it_is_claimed_from);
   RUN(test_low_bits_of_zero);
+  RUN(test_two_channels);
+  RUN(test_numbers_of_two_channels);
   RUN(test_joining_shows_no_claim);
   RUN(test_all_parameters_are_copied);
   RUN(test_gate_shows);

@@ -1,0 +1,377 @@
+"""Applies: single calls, handed to the workers at any time, also between the chunks of a map.
+
+Who hands one in encodes and publishes it. What comes of it is collected by whoever has the engine: a map that runs, a
+thread in :meth:`fastpool.AsyncResult.get`, or else the housekeeping thread, which also runs the callbacks. It is
+started by the first `apply_async`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from fastpool import functions
+from fastpool._applies import Applies
+from fastpool._signals import uninterrupted
+from fastpool.definition import Definition
+from fastpool.errors import DamagedMemoryError, FastpoolError, StaleFunctionError, unsendable
+from fastpool.functions import Function, Functions
+from fastpool.job import ApplyJob
+from fastpool.recovery import Death
+from fastpool.remote import revive
+from fastpool.results import AsyncResult
+
+if TYPE_CHECKING:
+    from fastpool.engine import Engine
+    from fastpool.supervisor import Supervisor
+
+logger = logging.getLogger("fastpool")
+
+RETURNED, RAISED = 0, 1  # of what the collector tells
+MOST_FUNCTIONS = 256  # whose pickles are kept
+MOST_HELD_BACK = 256  # results of one worker
+FLUSH_NS = 1_000_000  # for which they may be held back
+
+
+class Applier:
+    """The applies of one pool.
+
+    Parameters
+    ----------
+    supervisor : Supervisor
+    engine : Engine
+    """
+
+    def __init__(self, supervisor: Supervisor, engine: Engine) -> None:
+        self.supervisor = supervisor
+        self.engine = engine
+        self.changed = engine.changed
+        self._waiting: deque[AsyncResult] = deque()  # not handed to the workers yet
+        self._out: dict[int, AsyncResult] = {}  # by unit
+        self._feed: Applies | None = None
+        self._is_encoding = False
+        self._is_outdated = False
+        self._unclear: list[tuple[int, Death]] = []  # units that dead workers were about to claim
+        self._blobs: dict[int, tuple[Function, Definition, bytes]] = {}  # of functions, by id
+        self._callbacks: deque[tuple[Callable[[Any], Any], Any]] = deque()
+        self._housekeeper: threading.Thread | None = None
+        self._keepers: set[threading.Thread] = set()  # this one and those before it, but for those in a callback
+
+    # ---------------------------------------------------------------- handing in
+
+    @property
+    def unfinished(self) -> int:
+        """Applies whose result is not there."""
+        return len(self._waiting) + len(self._out)
+
+    def submit(self, job: ApplyJob, will_wait: bool) -> AsyncResult:
+        """Take an apply; hand it to the workers now, if that can be.
+
+        `will_wait`: the caller will, at once, and needs nobody else to collect the result.
+        """
+        result = AsyncResult(self, job)
+        with self.changed:
+            self._waiting.append(result)
+            if self._feed is not None and not self._is_encoding and not self._is_outdated:
+                self._hand_in()
+            wanted = min(self.unfinished + self.supervisor.wanted_by_map, self.supervisor.options.n_jobs)
+            needs_more = self._feed is None or self.supervisor.living < wanted
+            if not will_wait and self.engine.is_free:
+                self.changed.notify_all()
+        if needs_more:
+            self.rouse()
+        return result
+
+    def rouse(self) -> None:
+        """Have somebody look after what is waiting."""
+        if not self.engine.try_to_take():
+            call = self.engine.call
+            if call is not None:
+                call()
+            return
+        try:
+            self._attempt(self.attend)
+        finally:
+            self.engine.let_go()
+
+    def _hand_in(self) -> None:
+        """Encode and publish what is waiting, as far as there is room."""
+        self._is_encoding = True  # what is encoded may hand in more
+        try:
+            while self._waiting and self._feed is not None:
+                result = self._waiting[0]
+                try:
+                    unit = self._publish(self._feed, result)
+                except Exception as error:
+                    self._drop_first(result)
+                    self._settle(result, None, error)
+                    continue
+                if unit is None:
+                    return
+                self._drop_first(result)
+                result.unit = unit
+                self._out[unit] = result
+                self.supervisor.segment.wake(1)
+        finally:
+            self._is_encoding = False
+
+    def _drop_first(self, result: AsyncResult) -> None:
+        if self._waiting and self._waiting[0] is result:
+            self._waiting.popleft()
+
+    def _publish(self, feed: Applies, result: AsyncResult) -> int | None:
+        job = result.job
+        assert job is not None
+        given = self._sendable(job.function)
+        if job.limit_ns:
+            self.supervisor.limit_applies(job.limit_ns)
+        try:
+            unit = feed.publish(given, job.args, job.keywords, job.limit_ns)
+        except FastpoolError:
+            raise
+        except Exception as error:
+            detail = f"{type(error).__qualname__}: {error}"
+            raise unsendable(error, "argument", feed.published, None, detail) from error
+        if unit is None and not self._out and self.supervisor.all_idle:
+            raise MemoryError(
+                "fastpool: the arguments of an apply need more shared memory than the pool's memory_limit "
+                f"({self.supervisor.options.memory_limit} bytes) or the system allows"
+            )
+        return unit
+
+    def _sendable(self, function: Function) -> Any:
+        """What a worker's host makes the function of."""
+        if self.supervisor.threads:
+            return function
+        known = self._blobs.get(id(function))
+        if known is not None and known[0] is function and known[1].is_current:
+            return known[2]
+        whole = Functions(function, None, None)
+        definitions = [Definition(part) for part in whole]
+        blob = functions.dumps(whole, definitions, self.supervisor.serializer)
+        by_value = self.supervisor.options.use_dill and not self.supervisor.inherits  # with what they refer to
+        if functions.is_plain(whole) and not by_value:
+            if len(self._blobs) == MOST_FUNCTIONS:
+                self._blobs.clear()
+            self._blobs[id(function)] = function, definitions[0], blob
+        return blob
+
+    # ---------------------------------------------------------------- with the engine
+
+    def attend(self) -> None:
+        """Take what has come, hand in what is waiting, have workers for it."""
+        with self.changed:
+            self._take()
+            if self._unclear:
+                self._clear_up()
+            if self._waiting and not self._is_encoding:
+                self._open()
+                self._hand_in()
+        if self._feed is not None and self.supervisor.may_start:
+            self.supervisor.start_workers(len(self._out) + self.supervisor.wanted_by_map, self._has_unclaimed)
+
+    def _has_unclaimed(self) -> bool:
+        return self._feed is not None and self.supervisor.segment.claimed_applies < self._feed.published
+
+    def _open(self) -> None:
+        """Have a segment with applies in it, and no workers that were started with other options than there are now."""
+        if self._feed is not None and not (self._is_outdated and not self._out and not self.supervisor.mapping):
+            return
+        waiting, self._waiting = self._waiting, deque()  # they do not end with the workers that are restarted
+        try:
+            first = waiting[0].job
+            assert first is not None
+            self._feed = self.supervisor.open_applies(first)
+            self._is_outdated = False
+        finally:
+            self._waiting = waiting + self._waiting
+
+    def note_change(self) -> None:
+        """Workers have to be restarted before the next apply, once the others are done."""
+        self._is_outdated = True
+
+    @property
+    def handed_in(self) -> int:
+        """Applies that workers have, or can have."""
+        return len(self._out)
+
+    def _take(self) -> None:
+        """What the collector has got."""
+        for unit, worker_id, what, value in self.supervisor.take_applied():
+            result = self._out.pop(unit, None)
+            if result is None:
+                raise DamagedMemoryError(f"a second result of apply {unit}")
+            if what == RETURNED:
+                self._settle(result, value, None)
+                continue
+            error = value if what != RAISED else revive(worker_id, unit, value, self.supervisor.serializer)
+            if isinstance(error, StaleFunctionError) and result.tries <= 2 * self.supervisor.options.n_jobs:
+                result.tries += 1
+                self._waiting.append(result)  # for a worker that is started now
+                continue
+            self.supervisor.tell_of_dill(error)
+            self._settle(result, None, error)
+
+    def _settle(self, result: AsyncResult, value: Any, error: BaseException | None) -> None:
+        callback = result.settle(value, error)
+        if callback is not None:
+            self._callbacks.append(callback)
+        if not self._out:
+            self.supervisor.limit_applies(0)
+        self.changed.notify_all()
+
+    def note_death(self, death: Death, unit: int, certain: bool) -> None:
+        """A worker that died had claimed this apply, or was about to."""
+        with self.changed:
+            if certain:
+                self._lose(unit, death)
+            else:
+                self._unclear.append((unit, death))
+
+    def _clear_up(self) -> None:
+        """Of applies that dead workers were about to claim: which of them has nobody else, and no result?"""
+        segment = self.supervisor.segment
+        claimed = segment.claimed_applies
+        shown = [segment.held_apply(worker_id) for worker_id in self.supervisor.worker_ids]
+        self.supervisor.collector.catch_up()
+        self._take()
+        unclear, self._unclear = self._unclear, []
+        for unit, death in unclear:
+            if unit < claimed and (unit, False) in shown:
+                self._unclear.append((unit, death))  # one of the two has it
+            elif unit < claimed and (unit, True) not in shown:
+                self._lose(unit, death)
+
+    def _lose(self, unit: int, death: Death) -> None:
+        result = self._out.pop(unit, None)
+        if result is not None and self._feed is not None:
+            self._feed.drop(unit)
+            self._settle(result, None, death.error([range(unit, unit + 1)]))
+
+    def late_job(self, unit: int) -> ApplyJob | None:
+        """Of the apply that a worker is late with."""
+        result = self._out.get(unit)
+        return None if result is None else result.job
+
+    def check_none_lost(self) -> None:
+        """Where all workers rested before the last gathering, what had been claimed by then has been gathered."""
+        if self.supervisor.collector.applies_rest and self._out and not self._has_unclaimed() and not self._unclear:
+            raise DamagedMemoryError("applies were claimed that no worker has, and that have no result")
+
+    def fail_all(self, error: Exception) -> None:
+        """The workers are gone: this is what became of the applies that are not done."""
+        with self.changed:
+            lost = [*self._out.values(), *self._waiting]
+            self._out.clear()
+            self._waiting.clear()
+            self._unclear.clear()
+            self._feed = None
+            for result in lost:
+                self._settle(result, None, error)
+
+    # ---------------------------------------------------------------- waiting
+
+    def wait_for(self, result: AsyncResult, timeout: float | None) -> bool:
+        """Wait for a result, for so many seconds at most. Returns whether it is there."""
+        if os.getpid() != self.supervisor.owner_pid and not result.ready():
+            raise RuntimeError(f"this result belongs to process {self.supervisor.owner_pid}, not {os.getpid()}")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self.serve_until(result.ready, deadline)
+        return result.ready()
+
+    def serve_until(self, is_done: Callable[[], bool], deadline: float | None = None) -> None:
+        """Collect results, or wait while another thread does, until something is so, or it is so late."""
+        while not is_done() and (deadline is None or time.monotonic() < deadline):
+            if self.engine.try_to_take():
+                try:
+                    self._attempt(lambda: self._serve(is_done, deadline))
+                finally:
+                    self.engine.let_go()
+                continue
+            with self.changed:
+                if not is_done() and not self.engine.is_free:
+                    self.changed.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+
+    def _attempt(self, part: Callable[[], None]) -> None:
+        """With the engine. What fails here has failed all applies, which say so; in a map's input, the map."""
+        if self.supervisor.running:
+            part()
+            return
+        try:
+            self.supervisor.attempt(part)
+        except Exception as error:
+            logger.debug("applies have failed", exc_info=error)
+
+    def _serve(self, is_done: Callable[[], bool], deadline: float | None) -> None:
+        """Gather until something is so, or it is so late, or the engine is wanted."""
+        supervisor = self.supervisor
+        deadline_ns = None if deadline is None else int(deadline * 1e9)
+        while not is_done() and not self.engine.is_wanted:
+            if self._feed is None:
+                self.attend()
+            if self._feed is None or (deadline is not None and time.monotonic() >= deadline):
+                return
+            if supervisor.gather() and not is_done() and not self.engine.is_wanted:
+                self.check_none_lost()
+                supervisor.sleep(self._grain, deadline_ns)
+
+    @property
+    def _grain(self) -> int:
+        """How many results of one worker are worth waking for."""
+        return max(1, min(MOST_HELD_BACK, len(self._out) // (4 * self.supervisor.options.n_jobs)))
+
+    def flush_at(self) -> int | None:
+        """When results that are held back are to be looked at, on the monotonic clock in ns."""
+        return time.monotonic_ns() + FLUSH_NS if self._out else None
+
+    # ---------------------------------------------------------------- housekeeping
+
+    def keep_house(self) -> None:
+        """Have a thread that collects results while nobody waits for them, and runs callbacks."""
+        with self.changed:
+            if self._housekeeper is None:
+                self._housekeeper = threading.Thread(target=self._keep_house, name="fastpool-housekeeper", daemon=True)
+                self._keepers.add(self._housekeeper)
+                self._housekeeper.start()
+
+    def _keep_house(self) -> None:
+        me = threading.current_thread()
+        while True:
+            with self.changed:
+                while not (self._callbacks or self._is_dismissed(me) or (self.unfinished and self.engine.is_free)):
+                    self.changed.wait()
+                callback = self._callbacks.popleft() if self._callbacks else None
+                if callback is not None or self._is_dismissed(me):
+                    self._keepers.discard(me)
+                    self.changed.notify_all()
+            if callback is not None:
+                self._run(*callback)
+                self._keepers.add(me)
+            elif self._is_dismissed(me):
+                return
+            else:
+                self.serve_until(lambda: bool(not self.unfinished or self._callbacks or self._is_dismissed(me)))
+
+    def _is_dismissed(self, keeper: threading.Thread) -> bool:
+        return self._housekeeper is not keeper
+
+    def _run(self, callback: Callable[[Any], Any], value: Any) -> None:
+        try:
+            callback(value)
+        except BaseException:
+            logger.exception("the callback %r of an apply failed", callback)
+
+    @uninterrupted
+    def dismiss_housekeeper(self) -> None:
+        """End the housekeeping thread, if there is one: after the callbacks that are due; if one of these takes its
+        time, this does not wait for it."""
+        with self.changed:
+            thread, self._housekeeper = self._housekeeper, None
+            self.changed.notify_all()
+            while thread in self._keepers and thread is not threading.current_thread():
+                self.changed.wait()
