@@ -74,8 +74,9 @@ def lint_steps(full: bool) -> Iterator[Step]:
 def types_steps(full: bool) -> Iterator[Step]:
     yield Step("types", ["mypy"])
     stubs = [f"fastpool.{Path(stub).stem}" for stub in sources("fastpool/_*.pyi")]
-    allowed = ["--ignore-disjoint-bases", "--allowlist", "tools/stubtest_allowlist.txt"]
-    yield Step("stubs against extensions", [sys.executable, "-m", "mypy.stubtest", "--concise", *allowed, *stubs])
+    command = [sys.executable, "-m", "mypy.stubtest", "--concise", "--ignore-disjoint-bases"]
+    files = ["--mypy-config-file", "pyproject.toml", "--allowlist", "tools/stubtest_allowlist.txt"]
+    yield Step("stubs against extensions", [*command, *files, *stubs])
     yield Step("types of a user's program, mypy", ["mypy", TYPED_PROGRAM])
     yield Step("types of a user's program, pyright", ["pyright", "--pythonpath", sys.executable, TYPED_PROGRAM])
 
