@@ -107,6 +107,17 @@ def test_maps() -> None:
         assert isinstance(mixed[1], ZeroDivisionError)
 
 
+def test_single_calls() -> None:
+    with WorkerPool(2) as pool:
+        assert pool.apply(double, (3,)) == 6
+        done: list[int] = []
+        coming = pool.apply_async(double, 4, callback=done.append, task_timeout=60)
+        coming.wait(60)
+        value: int = coming.get(timeout=60)
+        states: tuple[bool, bool] = (coming.ready(), coming.successful())
+        assert (value, states) == (8, (True, True))
+
+
 def test_arrays() -> None:
     numbers: Floats = asshared(np.arange(6.0))
     out: Floats = empty((6,), np.float64)
