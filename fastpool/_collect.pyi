@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from typing_extensions import Self
+
 from fastpool._feed import Feed
 from fastpool._native import Segment
 
@@ -16,7 +18,7 @@ class Collector:
     failures: list[tuple[int, int, int | None, Any]]
     exits: list[Any]
     is_closing: bool
-    def __init__(self, segment: Segment, loads: Callable[..., Any]) -> None: ...
+    def __new__(cls, segment: Segment, loads: Callable[..., Any]) -> Self: ...
     def begin(
         self,
         number: int,
