@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 SOURCES := $(wildcard csrc/*.c csrc/*.h fastpool/*.pyx fastpool/*.pxd)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-full lint types ctest models bench clean
+.PHONY: help build demo test test-full docs lint types ctest models bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -20,17 +20,18 @@ build: $(VENV)/.built ## set up .venv and build the extensions in place
 demo: $(VENV)/.built ## fastpool beside a plain loop
 	$(RUN) -m fastpool demo $(ARGS)
 
-test: $(VENV)/.built ## every check: format, lint, types, C tests, models, Python tests
+test: $(VENV)/.built ## every check: format, lint, types, documentation, C tests, models, Python tests
 	$(RUN) tools/check.py $(ARGS)
 
 test-full: $(VENV)/.built ## the same, with the long tests and the counts
 	$(RUN) tools/check.py --full $(ARGS)
 
-lint types ctest models: $(VENV)/.built
+lint types docs ctest models: $(VENV)/.built
 	$(RUN) tools/check.py $@
 
 lint: ## format and lint of Python, Cython and C
-types: ## mypy
+types: ## mypy, stubs against the extensions, a user's program under mypy and pyright
+docs: ## the user guide and the reference, into site/; warnings are errors
 ctest: ## the C core alone, plain and under the sanitizers
 models: ## the protocols, model-checked with spin
 
@@ -38,7 +39,7 @@ bench: $(VENV)/.built $(VENV)/.peers ## fastpool beside its peers, figures and p
 	$(RUN) -m benchmarks --plots --json benchmarks/results/results.json $(ARGS)
 
 clean: ## remove what was built, keep .venv
-	rm -rf build dist fastpool.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist site fastpool.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f fastpool/*.so $(VENV)/.built
 	find fastpool benchmarks tests tools -name __pycache__ -prune -exec rm -rf {} +
 

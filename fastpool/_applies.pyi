@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
+from typing_extensions import Self
+
 from fastpool._native import Segment
 from fastpool.serializer import Serializer
 
 class Applies:
     published: int
-    def __init__(self, segment: Segment, serializer: Serializer) -> None: ...
+    def __new__(cls, segment: Segment, serializer: Serializer) -> Self: ...
     @property
     def unfinished(self) -> int: ...
     def publish(

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from typing_extensions import Self
+
 from fastpool._applies import Applies
 from fastpool._feed import Feed
 from fastpool._native import Segment
@@ -19,7 +21,7 @@ class Collector:
     applied: list[tuple[int, int, int, Any]]
     applies_rest: bool
     is_closing: bool
-    def __init__(self, segment: Segment, loads: Callable[..., Any]) -> None: ...
+    def __new__(cls, segment: Segment, loads: Callable[..., Any]) -> Self: ...
     def begin(
         self,
         number: int,

@@ -3,16 +3,22 @@
 from collections.abc import Iterable
 from typing import Any
 
+from typing_extensions import Self
+
+from fastpool._codec import Encoder
 from fastpool._native import Segment
 from fastpool.serializer import Serializer
+
+class BufferEncoder(Encoder): ...
+class ListEncoder(BufferEncoder): ...
 
 class Feed:
     tasks: int
     exhausted: bool
     published: int
     base: int
-    def __init__(
-        self,
+    def __new__(
+        cls,
         segment: Segment,
         iterable: Iterable[Any],
         limit: int | None,
@@ -23,7 +29,7 @@ class Feed:
         unshare: bool = False,
         base: int = 0,
         copied: bool = False,
-    ) -> None: ...
+    ) -> Self: ...
     @property
     def outstanding(self) -> int: ...
     @property

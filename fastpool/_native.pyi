@@ -1,7 +1,7 @@
 """The only extension that links the C core."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, final
 
 from fastpool._references import Exchange
 
@@ -37,6 +37,7 @@ class Arena:
     def sweep_heap(self, owner: int) -> None: ...
     def heap(self, owner: int) -> dict[str, int]: ...
 
+@final
 class SharedBlock:
     """A block of an arena, in use as long as this object lives. A writable buffer of bytes."""
 
@@ -44,6 +45,7 @@ class SharedBlock:
     offset: int
     nbytes: int
 
+@final
 class Detached:
     """The process of a worker that has written its last word and whose lane is another's."""
 
@@ -53,10 +55,10 @@ class Detached:
     def kill(self, signum: int) -> None: ...
     def close(self) -> None: ...
 
+@final
 class Event:
     """Something that happens once."""
 
-    def __init__(self) -> None: ...
     @property
     def fd(self) -> int: ...
     def ring(self) -> None: ...

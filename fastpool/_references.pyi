@@ -2,17 +2,19 @@
 
 from typing import Any
 
+from typing_extensions import Self
+
 from fastpool.functions import Functions
 
 class Outbox: ...
 
 class Places:
-    def __init__(self, whole: Any, starts: list[int]) -> None: ...
+    def __new__(cls, whole: Any, starts: list[int]) -> Self: ...
 
 class Exchange:
     functions: Functions | None
     applies: dict[int, Any]
     places: Places | None
     workers: dict[int, Any]
-    def __init__(self, lanes: int) -> None: ...
+    def __new__(cls, lanes: int) -> Self: ...
     def close(self) -> None: ...

@@ -49,6 +49,10 @@ cdef bint is_main() noexcept nogil:
 
 # ---------------------------------------------------------------- sleeping
 
+cdef saying(str what, error):
+    """The same error; its text says what was refused."""
+    return OSError(error.errno, f"{what}: {error.strerror}")
+
 cdef int restore_wakeup_fd(int fd) except -2:
     """Set the program's descriptor again; none, if it has been closed. Returns the one that was set."""
     try:
@@ -67,7 +71,10 @@ cdef class Wakeup:
         self.fd = self.inlet = self.users = -1
 
     def __init__(self):
-        self.fd, self.inlet = os.pipe()
+        try:
+            self.fd, self.inlet = os.pipe()
+        except OSError as error:
+            raise saying("cannot open the pipe that signals write to", error) from error
         os.set_blocking(self.fd, False)
         os.set_blocking(self.inlet, False)
 
@@ -86,7 +93,10 @@ cdef class Wakeup:
         PyErr_CheckSignals()
         if not is_main() or self.fd < 0:
             return -1
-        self.users = set_wakeup_fd(self.inlet, warn_on_full_buffer=False)
+        try:
+            self.users = set_wakeup_fd(self.inlet, warn_on_full_buffer=False)
+        except OSError as error:
+            raise saying("cannot have signals end a sleep", error) from error
         self.listening = True
         fp_fence()  # the C handler stores that there is a signal, then loads the descriptor
         try:

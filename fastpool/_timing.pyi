@@ -1,9 +1,12 @@
 """How long tasks take."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, final
+
+from typing_extensions import Self
 
 from fastpool._native import Segment
 
+@final
 class Timing:
-    def __init__(self, segment: Segment, worker: int, describe: Callable[[Any], bytes]) -> None: ...
+    def __new__(cls, segment: Segment, worker: int, describe: Callable[[Any], bytes]) -> Self: ...

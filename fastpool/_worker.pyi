@@ -1,12 +1,16 @@
 """The worker's loop: claim, call, encode, commit."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, final, type_check_only
+
+from typing_extensions import Self
 
 from fastpool._native import Segment
 from fastpool.functions import Function
 
+@final
 class Elements: ...
 
+@type_check_only
 class LoopHost(Protocol):
     @property
     def dumps(self) -> Any: ...
@@ -23,7 +27,7 @@ class LoopHost(Protocol):
     def describe_arguments(self, element: Any) -> bytes: ...
 
 class Loop:
-    def __init__(self, segment: Segment, worker: int, host: LoopHost) -> None: ...
+    def __new__(cls, segment: Segment, worker: int, host: LoopHost) -> Self: ...
     def run(self) -> None: ...
     def disown(self) -> None: ...
     def dismiss(self) -> None: ...

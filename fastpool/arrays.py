@@ -375,7 +375,8 @@ def concatenate(arrays: list[Array]) -> Array:
     """Join arrays along axis 0."""
     try:
         if any(type(array) is not numpy.ndarray and isinstance(array, numpy.ma.MaskedArray) for array in arrays):
-            joined: Array = numpy.ma.concatenate(arrays)  # type: ignore[no-untyped-call]
+            masked: Any = numpy.ma  # without types in some versions of numpy
+            joined: Array = masked.concatenate(arrays)
         else:
             joined = numpy.concatenate(arrays)
     except ValueError as error:

@@ -288,10 +288,7 @@ class WorkerPool:
     ) -> list[Any]:
         """:meth:`map`, with the results in the order in which they came.
 
-        Parameters
-        ----------
-        func, iterable_of_args, and all others
-            As in :meth:`map`.
+        The parameters are those of :meth:`map`, but for `concatenate_numpy_output` and `out`.
 
         Returns
         -------
@@ -339,10 +336,7 @@ class WorkerPool:
         go on to their end, and the pool's next map waits for that; :meth:`terminate` does not. While the generator is
         neither exhausted nor closed the pool takes no other map.
 
-        Parameters
-        ----------
-        func, iterable_of_args, and all others
-            As in :meth:`map`.
+        The parameters are those of :meth:`map`, but for `concatenate_numpy_output` and `out`.
 
         Returns
         -------
@@ -381,10 +375,7 @@ class WorkerPool:
     ) -> Iterator[Any]:
         """:meth:`imap`, with each result as soon as it is there.
 
-        Parameters
-        ----------
-        func, iterable_of_args, and all others
-            As in :meth:`map`.
+        The parameters are those of :meth:`map`, but for `concatenate_numpy_output` and `out`.
 
         Returns
         -------

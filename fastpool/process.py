@@ -12,6 +12,7 @@ import abc
 import atexit
 import contextlib
 import gc
+import io
 import os
 import signal
 import sys
@@ -153,6 +154,7 @@ class ForkPopen(Popen):
             atexit._clear()  # the owner's own
             atexit.register(util._exit_function)  # type: ignore[attr-defined]
             worker.come_up()
+            sys.stdin = io.StringIO()  # `_bootstrap` closes it: the owner's may be locked by a thread that reads it
             code = worker._bootstrap(parent_sentinel=self.segment.owner_fd)  # type: ignore[attr-defined]
         except BaseException:
             traceback.print_exc()

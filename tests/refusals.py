@@ -333,8 +333,9 @@ class Trial:
 def names_what(error: BaseException) -> bool:
     if isinstance(error, FastpoolError):
         return True
-    text = (error.strerror or "") if isinstance(error, OSError) else str(error)
-    return len(text.split()) > 3
+    if isinstance(error, OSError):
+        return bool(error.strerror) and error.strerror != os.strerror(error.errno)
+    return len(str(error).split()) > 3
 
 
 def trial(plan: Refusal) -> Outcome:

@@ -162,14 +162,16 @@ def test_each_apply_that_a_worker_dies_in_fails(start_method: str) -> None:
 def test_killed_at_random(start_method: str) -> None:
     """Whatever a worker was at: each apply has its result, or says that its worker died."""
     stop = threading.Event()
+    most = 100 if start_method == "fork" else 4  # others take their time to come up
     with WorkerPool(n_jobs=2, start_method=start_method) as pool:
 
         def shoot() -> None:
-            while not stop.is_set():
-                supervisor = pool._supervisor
+            supervisor, shots = pool._supervisor, 0
+            while not stop.is_set() and shots < most:
                 for worker_id in supervisor.worker_ids:
                     if supervisor.segment.state(worker_id) == "running":
                         supervisor.segment.kill(worker_id, signal.SIGKILL)
+                        shots += 1
                 stop.wait(0.01)
 
         shooter = threading.Thread(target=shoot)

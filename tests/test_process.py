@@ -126,6 +126,41 @@ def test_a_lock_that_another_thread_holds(method: str, expected: bool) -> None:
         thread.join()
 
 
+@processes
+def test_a_thread_that_reads_stdin(start_method: str, tmp_path: Path) -> None:
+    """It holds the lock of `sys.stdin`, which `multiprocessing` closes in each process it starts."""
+    path = tmp_path / "program.py"
+    path.write_text(
+        textwrap.dedent(f"""
+        import os, sys, threading
+        from fastpool import WorkerPool
+        def read(begun):
+            begun.set()
+            sys.stdin.readline()
+        if __name__ == "__main__":
+            begun = threading.Event()
+            reader = threading.Thread(target=read, args=(begun,))
+            reader.start()
+            begun.wait()
+            stat = f"/proc/self/task/{{reader.native_id}}/stat"
+            while open(stat).read().rpartition(")")[2].split()[0] != "S":
+                pass
+            with WorkerPool(2, start_method={start_method!r}) as pool:
+                print(pool.map(abs, [-1, -2]), flush=True)
+            os._exit(0)
+        """)
+    )
+    stdin, nobody_writes = os.pipe()
+    try:
+        done = subprocess.run(
+            [sys.executable, str(path)], stdin=stdin, capture_output=True, text=True, timeout=DEADLINE
+        )
+    finally:
+        os.close(stdin)
+        os.close(nobody_writes)
+    assert (done.stdout, done.stderr) == ("[1, 2]\n", "")
+
+
 # ---------------------------------------------------------------- who waits for children
 
 REAPERS = {

@@ -7,7 +7,9 @@ calls are tried with each row of the table, every one with FASTPOOL_LONG=1.
 
 from __future__ import annotations
 
+import errno
 import functools
+import os
 import random
 import re
 import subprocess
@@ -226,10 +228,14 @@ def test_the_table_is_complete() -> None:
 
 
 def test_the_server_notices() -> None:
-    """What :mod:`refusals` calls a right result is the whole result, of the same type."""
-    from refusals import NUMBERS, is_right
+    """What :mod:`refusals` calls a right result is the whole result, of the same type; the system's own text for an
+    error does not tell what was refused."""
+    from refusals import NUMBERS, is_right, names_what
 
     assert is_right("range", [2 * x for x in range(200)])
     assert not is_right("range", [2 * x for x in range(199)])
     assert is_right("array", 2 * NUMBERS)
     assert not is_right("array", list(2 * NUMBERS))
+    bare = os.strerror(errno.EMFILE)
+    assert not names_what(OSError(errno.EMFILE, bare))
+    assert names_what(OSError(errno.EMFILE, f"cannot open it: {bare}"))

@@ -1,6 +1,6 @@
 """Every check of the project, in order, and a summary at the end.
 
-usage: check.py [--full] [lint|types|ctest|models|tests ...]
+usage: check.py [--full] [lint|types|docs|ctest|models|tests ...]
 
 A check that fails does not stop those after it. One that cannot run on this machine is named in the
 last lines together with what to install; with CI=true it counts as a failure.
@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # The tools that stand beside the running Python come first: their versions are the pinned ones.
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
 NOT_RUN = 77  # the exit status by which a check says that something it needs is missing
+
+TYPED_PROGRAM = "tests/test_typed_program.py"
 
 SANITIZERS = {"address": "-fsanitize=address,undefined", "thread": "-fsanitize=thread"}
 
@@ -71,6 +73,18 @@ def lint_steps(full: bool) -> Iterator[Step]:
 
 def types_steps(full: bool) -> Iterator[Step]:
     yield Step("types", ["mypy"])
+    stubs = [f"fastpool.{Path(stub).stem}" for stub in sources("fastpool/_*.pyi")]
+    command = [sys.executable, "-m", "mypy.stubtest", "--concise", "--ignore-disjoint-bases"]
+    files = ["--mypy-config-file", "pyproject.toml", "--allowlist", "tools/stubtest_allowlist.txt"]
+    yield Step("stubs against extensions", [*command, *files, *stubs])
+    yield Step("types of a user's program, mypy", ["mypy", TYPED_PROGRAM])
+    yield Step("types of a user's program, pyright", ["pyright", "--pythonpath", sys.executable, TYPED_PROGRAM])
+
+
+def docs_steps(full: bool) -> Iterator[Step]:
+    calm = (("NO_MKDOCS_2_WARNING", "1"),)
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict"]
+    yield Step("documentation", build, environment=calm)
 
 
 def ctest_steps(full: bool) -> Iterator[Step]:
@@ -107,6 +121,7 @@ def tests_steps(full: bool) -> Iterator[Step]:
 CHECKS: dict[str, Callable[[bool], Iterator[Step]]] = {
     "lint": lint_steps,
     "types": types_steps,
+    "docs": docs_steps,
     "ctest": ctest_steps,
     "models": models_steps,
     "tests": tests_steps,
