@@ -1,14 +1,14 @@
 """Applies: encoded one by one, published for workers to claim, beside a map.
 
-Small arguments lie in the apply's slot, others in blocks, until its result is there. A slot is free again as soon as its
-worker shows that it has begun, so that those which take long do not hold up others.
+Small arguments lie in the apply's slot, others in blocks, until its result is there. A slot is free again as soon as
+its worker shows that it has begun, so that those which take long do not hold up others.
 """
 
 from libc.stdint cimport uint64_t
 
 from fastpool._feed cimport BufferEncoder, ListEncoder, free_blocks
 from fastpool._native cimport (
-    FP_APPLY, FP_APPLY_BYTES, FP_APPLY_SLOTS, FP_FULL, Segment, fp_apply_of, fp_apply_slot, store,
+    FP_APPLY, FP_APPLY_BYTES, FP_APPLY_SLOTS, Segment, fp_apply_of, fp_apply_slot, store,
 )
 
 from fastpool.errors import DamagedMemoryError

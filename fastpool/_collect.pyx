@@ -10,10 +10,10 @@ from fastpool._applies cimport Applies
 from fastpool._codec cimport INCOMPLETE, PLACED, Decoder
 from fastpool._feed cimport Feed
 from fastpool._native cimport (
-    FP_APPLY, FP_EXITED, FP_IDLE, FP_KIND_BLOCK, FP_KIND_ERROR, FP_KIND_FLOAT64, FP_KIND_FRAGMENT, FP_KIND_INT64, FP_KIND_PLACED,
-    FP_MAP, FP_NEVER, FP_PHASE_EXIT, FP_PHASE_TASK, FP_WAIT_HANDLE, FP_WAIT_TIMEOUT, Segment, block_free, check, fp_control_of,
-    fp_lane_of, fp_line_of, fp_reader, fp_segment, fp_view, lane_reset, load, now_ns, poke, reader_attach, reader_look,
-    reader_take,
+    FP_APPLY, FP_EXITED, FP_IDLE, FP_KIND_BLOCK, FP_KIND_ERROR, FP_KIND_FLOAT64, FP_KIND_FRAGMENT, FP_KIND_INT64,
+    FP_KIND_PLACED, FP_MAP, FP_NEVER, FP_PHASE_EXIT, FP_PHASE_TASK, FP_WAIT_HANDLE, FP_WAIT_TIMEOUT, Segment,
+    block_free, check, fp_control_of, fp_lane_of, fp_line_of, fp_reader, fp_segment, fp_view, lane_reset, load, now_ns,
+    poke, reader_attach, reader_look, reader_take,
 )
 from fastpool.errors import DamagedMemoryError, FastpoolError, unsendable
 

@@ -16,8 +16,8 @@ from fastpool._codec cimport Encoder, PyLong_AsLongLongAndOverflow, PyLong_Check
 from fastpool._native cimport (
     FP_BORN_WITH, FP_FEED_SLOTS, FP_FROM_SPACE, FP_IN_BLOCK, FP_IN_FORKED, FP_IN_OWNER, FP_IN_SPACE, FP_KIND_BLOCK,
     FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_TAGGED, FP_LINE_BYTES, FP_MAP, FP_NEVER, FP_PHASE_TASK, Segment, Space,
-    block_free, check, copy_to_block, fp_block_item, fp_buffer, fp_control, fp_feed_of, fp_feed_slot, fp_lane, memory_is_forked,
-    now_ns, poke, public_blocks, space_of, store, writer_open,
+    block_free, check, copy_to_block, fp_block_item, fp_buffer, fp_control, fp_feed_of, fp_feed_slot, fp_lane,
+    memory_is_forked, now_ns, poke, public_blocks, space_of, store, writer_open,
 )
 from fastpool._packed cimport dump_with_shared_arrays, is_private
 from fastpool.errors import DamagedMemoryError, unsendable

@@ -21,8 +21,8 @@ import numpy
 
 from fastpool._native cimport (
     FP_ARRAY_FORTRAN, FP_ARRAY_READ_ONLY, FP_ARRAY_STRIDED, FP_BORN_WITH, FP_FORM_ARRAY, FP_FORM_PICKLE, FP_FROM_SPACE,
-    FP_INLINE, FP_IN_BLOCK, FP_IN_OWNER, FP_IN_SPACE, FP_MAP, Space, block_check, block_free, check, demand_space, fp_array,
-    fp_at, fp_buffer, fp_packed, peek, read_process, space_of,
+    FP_INLINE, FP_IN_BLOCK, FP_IN_OWNER, FP_IN_SPACE, FP_MAP, Space, block_check, block_free, check, demand_space,
+    fp_array, fp_at, fp_buffer, fp_packed, peek, read_process, space_of,
 )
 from fastpool.errors import DamagedMemoryError
 

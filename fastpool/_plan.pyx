@@ -4,8 +4,8 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
 
 from fastpool._native cimport (
-    FP_MAP, FP_SPACE_OWNER, Segment, SharedBlock, Space, demand_space, fp_at, fp_job, fp_plan, load, poke, space_of, store,
-    write_process,
+    FP_MAP, FP_SPACE_OWNER, Segment, SharedBlock, Space, demand_space, fp_at, fp_job, fp_plan, load, poke, space_of,
+    store, write_process,
 )
 from fastpool._packed cimport array_data, dtype_bytes, dtype_from, native_type, view_of
 

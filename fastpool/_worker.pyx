@@ -13,14 +13,15 @@ from libc.stdlib cimport free, realloc
 from fastpool._codec cimport Decoder, put
 from fastpool._lane cimport LaneEncoder, ReferenceEncoder
 from fastpool._native cimport (
-    FP_APPLY, FP_CLAIM_CLOSED, FP_CLAIM_EXHAUSTED, FP_CLAIM_OK, FP_CLAIM_OTHER, FP_CLAIM_STARVED, FP_CMD_QUIT, FP_CMD_STOP,
-    FP_EXITED, FP_EXITING, FP_FEED_SLOTS, FP_IDLE, FP_INDEX_CLOSED, FP_INITIALIZING, FP_JOB_ALWAYS_EXIT,
-    FP_JOB_INSIGHTS, FP_JOB_KEEP_GOING, FP_JOB_LAST, FP_JOB_ORDERED, FP_MAP, FP_NEVER, FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_NONE,
-    FP_KIND_OBJECT, FP_KIND_PACKED, FP_KIND_PICKLE, FP_KIND_TAGGED, FP_PHASE_EXIT, FP_PHASE_INIT, FP_PHASE_TASK,
-    FP_RUNNING, FP_TOTAL_UNKNOWN, SIG_BLOCK, SIG_SETMASK, Segment, claim_begin, claim_drop, claim_join, claim_next, claim_own,
-    fp_align, fp_at, fp_call_begin, fp_call_end, fp_claim_index, fp_claim_number, fp_control, fp_control_of, fp_feed_of,
-    fp_feed_slot, fp_job, fp_kind_of, fp_line, fp_line_news, fp_line_of, fp_record, fp_segment, fp_terms, load,
-    memory_expect, move_state, now_ns, peek, poke, pthread_sigmask, sigemptyset, sigfillset, sigset_t, store,
+    FP_APPLY, FP_CLAIM_CLOSED, FP_CLAIM_EXHAUSTED, FP_CLAIM_OK, FP_CLAIM_OTHER, FP_CLAIM_STARVED, FP_CMD_QUIT,
+    FP_CMD_STOP, FP_EXITED, FP_EXITING, FP_FEED_SLOTS, FP_IDLE, FP_INDEX_CLOSED, FP_INITIALIZING, FP_JOB_ALWAYS_EXIT,
+    FP_JOB_INSIGHTS, FP_JOB_KEEP_GOING, FP_JOB_LAST, FP_JOB_ORDERED, FP_KIND_FLOAT64, FP_KIND_INT64, FP_KIND_NONE,
+    FP_KIND_OBJECT, FP_KIND_PACKED, FP_KIND_PICKLE, FP_KIND_TAGGED, FP_MAP, FP_NEVER, FP_PHASE_EXIT, FP_PHASE_INIT,
+    FP_PHASE_TASK, FP_RUNNING, FP_TOTAL_UNKNOWN, SIG_BLOCK, SIG_SETMASK, Segment, claim_begin, claim_drop, claim_join,
+    claim_next, claim_own, fp_align, fp_at, fp_call_begin, fp_call_end, fp_claim_index, fp_claim_number, fp_control,
+    fp_control_of, fp_feed_of, fp_feed_slot, fp_job, fp_kind_of, fp_line, fp_line_news, fp_line_of, fp_record,
+    fp_segment, fp_terms, load, memory_expect, move_state, now_ns, peek, poke, pthread_sigmask, sigemptyset, sigfillset,
+    sigset_t, store,
 )
 from fastpool._nursery cimport install, nursery
 from fastpool._packed cimport KEEP_BYTES

@@ -13,22 +13,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastpool import functions
 from fastpool._applies import Applies
 from fastpool._signals import uninterrupted
 from fastpool.definition import Definition
+from fastpool.engine import Engine
 from fastpool.errors import DamagedMemoryError, FastpoolError, StaleFunctionError, unsendable
 from fastpool.functions import Function, Functions
 from fastpool.job import ApplyJob
 from fastpool.recovery import Death
 from fastpool.remote import revive
 from fastpool.results import AsyncResult
-
-if TYPE_CHECKING:
-    from fastpool.engine import Engine
-    from fastpool.supervisor import Supervisor
+from fastpool.supervisor import Supervisor
 
 logger = logging.getLogger("fastpool")
 

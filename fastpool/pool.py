@@ -122,6 +122,7 @@ class WorkerPool:
         )
         self._engine = Engine()
         self._supervisor = Supervisor(options, self._engine)
+        self._applier: Applier | None = None  # made for the first apply
         self._thread = threading.RLock()  # held by the thread that uses the pool
         # Only while there is something to clean up: Python drops exceptions in finalizers, a KeyboardInterrupt too.
         self._finalizer: util.Finalize | None = None
@@ -489,12 +490,10 @@ class WorkerPool:
     def _apply(self, given: dict[str, Any], wait: bool) -> AsyncResult:
         job = make_apply_job(**given)
         self._supervisor.check_owner()
-        applier = self._supervisor.applier
-        if applier is None:
-            with self._engine.changed:
-                if self._supervisor.applier is None:
-                    self._supervisor.applier = Applier(self._supervisor, self._engine)
-                applier = self._supervisor.applier
+        with self._engine.changed:
+            if self._applier is None:
+                self._applier = self._supervisor.applier = Applier(self._supervisor, self._engine)
+        applier = self._applier
         self._make_finalizer()
         if job.init is not None or job.exit is not None:
             self._supervisor.warn_of_unused(job, stacklevel=3)
@@ -618,8 +617,8 @@ class WorkerPool:
     def _set(self, option: str, value: Any) -> None:
         with self._exclusively():
             setattr(self._supervisor.options, option, value)
-            if self._supervisor.applier is not None:
-                self._supervisor.applier.note_change()
+            if self._applier is not None:
+                self._applier.note_change()
 
     def get_exit_results(self) -> list[Any]:
         """What `worker_exit` returned in each worker that ran a task and has ended since the workers were last started.
@@ -684,7 +683,7 @@ class WorkerPool:
             What an exit function raised.
         """
         check_flag("keep_alive", keep_alive)
-        applier = self._supervisor.applier
+        applier = self._applier
         if keep_alive:
             if applier is not None:
                 applier.serve_until(lambda: applier.unfinished == 0)
@@ -720,8 +719,8 @@ class WorkerPool:
         with self._exclusively(self._supervisor.unfinished):
             self._supervisor.end()
             self._forget_finalizer()
-        if self._supervisor.applier is not None:
-            self._supervisor.applier.dismiss_housekeeper()
+        if self._applier is not None:
+            self._applier.dismiss_housekeeper()
 
     @uninterrupted
     def _make_finalizer(self) -> None:

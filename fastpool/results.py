@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from fastpool.applying import Applier
-    from fastpool.job import ApplyJob
+from fastpool.job import ApplyJob
+
+
+class Waiter(Protocol):
+    """Who knows how to wait for a result: :class:`fastpool.applying.Applier`."""
+
+    def wait_for(self, result: AsyncResult, timeout: float | None) -> bool:
+        """For so many seconds at most. Returns whether it is there."""
 
 
 class AsyncResult:
@@ -18,7 +23,7 @@ class AsyncResult:
 
     __slots__ = ("__weakref__", "_applier", "_error", "_is_done", "_value", "job", "tries", "unit")
 
-    def __init__(self, applier: Applier, job: ApplyJob) -> None:
+    def __init__(self, applier: Waiter, job: ApplyJob) -> None:
         self._applier = applier
         self.job: ApplyJob | None = job  # until it is there
         self.unit: int | None = None  # its number, once it was handed to the workers

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from fastpool import functions, remote, spawning, worker
 from fastpool._applies import Applies
@@ -20,7 +20,6 @@ from fastpool._feed import Feed
 from fastpool._native import Segment
 from fastpool._references import Exchange
 from fastpool._signals import Interruptible, uninterrupted
-from fastpool.applying import Applier
 from fastpool.arrays import public_spaces, shared_memory
 from fastpool.definition import Definition, same_defaults
 from fastpool.engine import Engine
@@ -43,6 +42,39 @@ LOOK_SECONDS = 0.02
 SLOW_READS = 2  # of memory that forks share, each 0.4 of what it takes to make it the owner's alone
 
 
+class AppliesBeside(Protocol):
+    """What the supervisor asks and tells whoever has the pool's applies: :class:`fastpool.applying.Applier`."""
+
+    @property
+    def unfinished(self) -> int:
+        """Applies whose result is not there."""
+
+    @property
+    def handed_in(self) -> int:
+        """Those that workers have, or can have."""
+
+    def attend(self) -> None:
+        """Results may have come, workers have ended, room may be there."""
+
+    def flush_at(self) -> int | None:
+        """When results that are held back are to be looked at, on the monotonic clock in ns."""
+
+    def note_death(self, death: Death, unit: int, certain: bool) -> None:
+        """A worker that died had claimed this apply, or was about to."""
+
+    def late_job(self, unit: int) -> ApplyJob | None:
+        """Of the apply that a worker is late with."""
+
+    def check_none_lost(self) -> None:
+        """Has damage swallowed an apply?"""
+
+    def fail_all(self, error: Exception) -> None:
+        """The workers are gone: this is what became of the applies that are not done."""
+
+    def dismiss_housekeeper(self) -> None:
+        """End the thread that collects results while nobody waits for them, if there is one."""
+
+
 class Supervisor:
     """Starts, feeds, watches, stops and buries the workers of one pool, in the process that made it.
 
@@ -56,7 +88,7 @@ class Supervisor:
 
     def __init__(self, options: PoolOptions, engine: Engine) -> None:
         self.options = options
-        self.applier: Applier | None = None  # of the pool, once there was an apply
+        self.applier: AppliesBeside | None = None  # once there was an apply
         engine.call = self.call
         self.serializer = make_serializer(options.use_dill, self.inherits)
         self.owner_pid = os.getpid()

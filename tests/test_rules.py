@@ -21,15 +21,16 @@ LAYERS = [
     {"demo"},
     {"__init__"},
     {"pool", "utils"},
-    {"mapping"},
+    {"mapping", "applying"},
     {"supervisor"},
-    {"schedule", "process", "worker", "remote", "recovery", "insights"},
+    {"results", "schedule", "process", "worker", "remote", "recovery", "insights"},
     {"job", "threads"},
     {"timeouts"},
     {"options"},
     {"arrays"},
     {"functions", "spawning", "raised"},
     {"_worker", "_collect"},
+    {"_applies"},
     {"_feed", "_lane", "_timing"},
     {"_codec", "_plan"},
     {"_nursery", "_packed"},
@@ -37,7 +38,7 @@ LAYERS = [
     {"_scalars", "_signals", "_references"},
     {"serializer"},
     {"dilled"},
-    {"definition", "errors", "machine", "progress"},
+    {"definition", "errors", "engine", "machine", "progress"},
 ]
 
 

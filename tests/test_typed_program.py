@@ -18,6 +18,7 @@ import pytest
 
 import fastpool
 from fastpool import (
+    AsyncResult,
     DamagedMemoryError,
     FastpoolError,
     RemoteError,
@@ -111,8 +112,9 @@ def test_single_calls() -> None:
     with WorkerPool(2) as pool:
         assert pool.apply(double, (3,)) == 6
         done: list[int] = []
-        coming = pool.apply_async(double, 4, callback=done.append, task_timeout=60)
+        coming: AsyncResult = pool.apply_async(double, 4, callback=done.append, task_timeout=60)
         coming.wait(60)
+        pool.stop_and_join(keep_alive=True)
         value: int = coming.get(timeout=60)
         states: tuple[bool, bool] = (coming.ready(), coming.successful())
         assert (value, states) == (8, (True, True))
