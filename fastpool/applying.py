@@ -276,7 +276,9 @@ class Applier:
 
     def wait_for(self, result: AsyncResult, timeout: float | None) -> bool:
         """Wait for a result, for so many seconds at most. Returns whether it is there."""
-        if os.getpid() != self.supervisor.owner_pid and not result.ready():
+        if result.ready():
+            return True
+        if os.getpid() != self.supervisor.owner_pid:
             raise RuntimeError(f"this result belongs to process {self.supervisor.owner_pid}, not {os.getpid()}")
         deadline = None if timeout is None else time.monotonic() + timeout
         self.serve_until(result.ready, deadline)

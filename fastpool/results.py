@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from fastpool.job import ApplyJob
+from fastpool.timeouts import check_wait
 
 
 class Waiter(Protocol):
@@ -58,10 +59,12 @@ class AsyncResult:
 
         Raises
         ------
+        TypeError, ValueError
+            `timeout` is no number.
         RuntimeError
             In a fork of the process that the pool belongs to.
         """
-        self._applier.wait_for(self, timeout)
+        self._applier.wait_for(self, check_wait("timeout", timeout))
 
     def get(self, timeout: float | None = None) -> Any:
         """The result, as soon as it is there.
@@ -77,6 +80,8 @@ class AsyncResult:
 
         Raises
         ------
+        TypeError, ValueError
+            `timeout` is no number.
         TimeoutError
             It was not there in time. The call goes on.
         Exception
@@ -90,7 +95,7 @@ class AsyncResult:
         RuntimeError
             The pool was stopped, or failed, before the result was there.
         """
-        if not self._is_done and not self._applier.wait_for(self, timeout):
+        if not self._applier.wait_for(self, check_wait("timeout", timeout)):
             raise TimeoutError(f"the result was not there after {timeout} seconds; the call goes on")
         if self._error is not None:
             raise self._error

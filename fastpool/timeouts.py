@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import operator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat
 
 from fastpool.errors import DamagedMemoryError, WorkerTimeoutError
 from fastpool.functions import Functions, name_of
@@ -84,3 +85,20 @@ def check_seconds(name: str, value: Any) -> float | None:
         given = seconds if isinstance(seconds, float) else shorten(seconds)
         raise ValueError(f"{name} must be more than 0 seconds, not {given}")
     return seconds
+
+
+def check_wait(name: str, value: Any) -> float | None:
+    """An optional number of seconds to wait; a negative one is like 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not (isinstance(value, SupportsFloat) and hasattr(value, "__abs__")):
+        raise TypeError(f"{name} must be an int, a float or None, not {type(value).__name__}")
+    seconds = float(value)
+    if math.isnan(seconds):
+        raise ValueError(f"{name} must be a number of seconds, not nan")
+    return min(seconds, float(MOST_SECONDS))

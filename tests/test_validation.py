@@ -43,6 +43,7 @@ COUNT_FROM_1 = wrong_types("must be an int or None", *NO_COUNT) + [
 ]
 COUNT_FROM_0 = wrong_types("must be an int or None", *NO_COUNT) + [Wrong(-1, ValueError, ("at least 0", "not -1"))]
 FUNCTION = wrong_types("must be callable", 1, "abs", [abs])
+WRONG_NAN = Wrong(float("nan"), ValueError, ("not nan",))
 CHUNK_SIZE = wrong_types("must be an int, a float or None", "1", True, [1], 1j) + [
     Wrong(value, ValueError, ("at least 1 and finite", f"not {value}"))
     for value in (0, 0.5, -3, float("inf"), float("nan"))
@@ -117,6 +118,26 @@ SETTERS = {
     "set_order_tasks": {"flag": FLAG},
 }
 
+APPLY = {
+    "func": [*FUNCTION, *wrong_types("must be callable", None)],
+    "kwargs": [
+        *wrong_types("must be a dict or None", [("x", 1)], "x", 1),
+        Wrong({1: 2}, TypeError, ("strings as keys", "int")),
+    ],
+    "callback": FUNCTION,
+    "error_callback": FUNCTION,
+    **{name: MAP[name] for name in MAP if name.startswith("worker_") and name != "worker_lifespan"},
+    "task_timeout": MAP["task_timeout"],
+}
+
+METHODS = {
+    **SETTERS,
+    "apply": APPLY,
+    "apply_async": APPLY,
+    "stop_and_join": {"keep_alive": FLAG},
+    "join": {"keep_alive": FLAG},
+}
+
 HELPERS = {
     "chunk_tasks": {
         "iterable": ITERABLE,
@@ -141,7 +162,7 @@ HELPERS = {
     "cpu_count": {},
 }
 
-ANYTHING_GOES = {"shared_objects", "obj"}
+ANYTHING_GOES = {"shared_objects", "obj", "args"}
 CHECKED_ELSEWHERE = {
     "progress_bar",
     "progress_bar_options",
@@ -154,7 +175,7 @@ def tables_of(method: str) -> list[dict[str, list[Wrong]]]:
 
 
 def cases() -> list[Any]:
-    found = [("WorkerPool", POOL), *SETTERS.items(), *HELPERS.items()]
+    found = [("WorkerPool", POOL), *METHODS.items(), *HELPERS.items()]
     found += [(method, table) for method in MAPS for table in tables_of(method)]
     return [
         pytest.param(where, parameter, wrongs, id=f"{where}-{parameter}")
@@ -167,6 +188,8 @@ def valid(where: str) -> dict[str, Any]:
     """Arguments without which the function cannot be called."""
     if where in MAPS:
         return {"func": abs, "iterable_of_args": [-1, 2]}
+    if where in ("apply", "apply_async"):
+        return {"func": abs, "args": -1}
     required = {"chunk_tasks": {"iterable": [], "n_splits": 1}, "make_single_arguments": {"iterable": []}}
     return required.get(where, {"n_jobs": 2} if where == "WorkerPool" else {"shape": 1} if where == "empty" else {})
 
@@ -191,7 +214,7 @@ def test_the_table_has_every_parameter_of_every_public_function() -> None:
     public = {name for name, member in vars(WorkerPool).items() if callable(member) and not name.startswith("_")}
     checked: dict[Any, set[str]] = {WorkerPool.__init__: set(POOL)}
     for name in public:
-        tables = tables_of(name) if name in MAPS else [SETTERS.get(name, {})]
+        tables = tables_of(name) if name in MAPS else [METHODS.get(name, {})]
         checked[getattr(WorkerPool, name)] = set().union(*tables)
     for name, table in HELPERS.items():
         checked[getattr(fastpool, name)] = set(table)
@@ -200,6 +223,18 @@ def test_the_table_has_every_parameter_of_every_public_function() -> None:
         assert parameters(function) - names <= ANYTHING_GOES | CHECKED_ELSEWHERE, function
     functions = {name for name in fastpool.__all__ if not inspect.isclass(getattr(fastpool, name))}
     assert functions == set(FUNCTIONS) == set(HELPERS)
+
+
+@pytest.mark.parametrize("method", ["wait", "get"])
+def test_timeouts_of_results(method: str) -> None:
+    with WorkerPool(1) as pool:
+        result = pool.apply_async(abs, -1)
+        for case in [*wrong_types("must be an int, a float or None", "1", True, [1]), WRONG_NAN]:
+            with pytest.raises(case.kind) as caught:
+                getattr(result, method)(case.value)
+            assert [word for word in ("timeout", *case.words) if word not in str(caught.value)] == [], case
+        assert result.get(numpy.float32(60)) == result.get(60) == 1
+        assert result.get(-1) == 1
 
 
 def test_what_does_not_go_together() -> None:
