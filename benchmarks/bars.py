@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .peers import Fastpool, Loop
+from .peers import Fastpool, FastpoolBar, FastpoolInsights, Loop
 from .results import CaseResult
 
+INSIGHTS, PROGRESS = FastpoolInsights.name, FastpoolBar.name
 LOOP, POOL, MPIRE, FASTPOOL = Loop.name, "mp.Pool", "mpire", Fastpool.name
 
 
@@ -66,6 +67,8 @@ BARS: tuple[Bar, ...] = (
     at_most("float_list", 0.85),
     faster("float_list", 2.5),
     Bar("busy_1us", LOOP, FASTPOOL, 0.85, per_worker=True),
+    at_most("watched_1us", 1.05, over=INSIGHTS, under=FASTPOOL),
+    at_most("watched_1us", 1.02, over=PROGRESS, under=FASTPOOL),
     faster("small_dicts", 1.6),
     faster("small_tuples", 1.6),
     faster("alternating", 1),

@@ -11,7 +11,7 @@ import numpy as np
 
 from . import functions
 from .functions import Function
-from .peers import Peer
+from .peers import FastpoolBar, FastpoolInsights, Peer
 
 LOOP = "[f(x) for x in xs]"
 NUMPY = "np.sqrt(a), one thread, a new array each time"
@@ -64,6 +64,23 @@ def shared_array(peer: Peer, function: Function, array: Any) -> Iterator[Call]:
         yield call
 
 
+@contextmanager
+def single_calls(peer: Peer, function: Function, items: Any) -> Iterator[Call]:
+    with peer:
+        yield lambda: peer.apply(function, items)
+
+
+@contextmanager
+def calls_in_flight(peer: Peer, function: Function, items: Any) -> Iterator[Call]:
+    with peer:
+        yield lambda: peer.apply_async(function, items)
+
+
+@contextmanager
+def one_task_each(peer: Peer, function: Function, items: Any) -> Iterator[Call]:
+    yield lambda: peer.short_lived(function, items)
+
+
 @dataclass(frozen=True)
 class Case:
     name: str
@@ -75,6 +92,8 @@ class Case:
     baseline: str | None = LOOP  # what the peer `loop` does; None: something else, no ratio against it says anything
     warm: bool = True  # what is timed is not the first call of its session
     array: bool = False  # the input is an array, the output too
+    way: str = "map"  # what a peer must offer to take part
+    variants: tuple[type[Peer], ...] = ()  # of fastpool, which take part in this case alone
 
 
 @dataclass(frozen=True)
@@ -153,6 +172,44 @@ CASES: tuple[Case, ...] = (
     Case("range_square", "x*x over a range, to a list, warm pool", 1_000_000, 100_000, squares),
     Case("float_list", "x*0.5 + 1.0 over a list of floats, warm pool", 1_000_000, 100_000, floats),
     Case("busy_1us", "tasks of about 1 µs each over a range, warm pool", 500_000, 50_000, microseconds),
+    Case(
+        "watched_1us",
+        "the same with enable_insights, and with progress_bar, warm pool",
+        500_000,
+        50_000,
+        microseconds,
+        variants=(FastpoolInsights, FastpoolBar),
+    ),
+    Case(
+        "apply",
+        "apply, one call after another, warm pool",
+        5_000,
+        500,
+        squares,
+        session=single_calls,
+        baseline=None,
+        way="apply",
+    ),
+    Case(
+        "apply_async",
+        "apply_async, all handed in, then all results, warm pool",
+        50_000,
+        2_000,
+        squares,
+        session=calls_in_flight,
+        baseline=None,
+        way="apply_async",
+    ),
+    Case(
+        "lifespan_1",
+        "a fresh worker for each task",
+        10_000,
+        200,
+        squares,
+        session=one_task_each,
+        baseline=None,
+        way="short_lived",
+    ),
     Case("small_dicts", "a dict of 4 entries from each task, warm pool", 300_000, 30_000, dicts),
     Case("small_tuples", "(int, float, str) from each task, warm pool", 300_000, 30_000, tuples),
     Case("alternating", "int, float, None and str results in turn, warm pool", 300_000, 30_000, alternating),

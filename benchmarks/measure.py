@@ -81,6 +81,7 @@ def turns(name: str, peers: Sequence[type[Peer]], settings: Settings, progress: 
 def measure_case(case: Case, peers: Sequence[type[Peer]], settings: Settings, progress: Progress) -> CaseResult:
     n_tasks = case.n_quick if settings.quick else case.n_tasks
     function, items = case.prepare(n_tasks)
+    peers = [peer for peer in (*peers, *variants_of(case, peers)) if peer.offers(case.way)]
     loop = Loop(settings.n_jobs)
     expected = canonical(loop.map_array(function, items, 1) if case.array else loop.map(function, items))
     seconds: dict[str, list[float]] = {peer.name: [] for peer in peers}
@@ -89,6 +90,11 @@ def measure_case(case: Case, peers: Sequence[type[Peer]], settings: Settings, pr
             time_once(case, peer(settings.n_jobs), function, items, expected, settings.warm_seconds)
         )
     return CaseResult(case.name, n_tasks, settings.n_jobs, timings(seconds))
+
+
+def variants_of(case: Case, peers: Sequence[type[Peer]]) -> list[type[Peer]]:
+    """What takes part in this case alone, where what it is a variant of does."""
+    return [one for one in case.variants if one.missing() is None and any(issubclass(one, peer) for peer in peers)]
 
 
 def time_once(case: Case, peer: Peer, function: Function, items: Any, expected: Any, warm_seconds: float) -> float:

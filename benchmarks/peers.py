@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import multiprocessing
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -66,6 +67,23 @@ class Peer(ABC):
     @abstractmethod
     def close(self) -> None: ...
 
+    def apply(self, function: Function, items: Sequence[Any]) -> list[Any]:
+        """One call after another, each waited for."""
+        raise NotImplementedError
+
+    def apply_async(self, function: Function, items: Sequence[Any]) -> list[Any]:
+        """All calls handed in, then all waited for."""
+        raise NotImplementedError
+
+    def short_lived(self, function: Function, items: Sequence[Any]) -> list[Any]:
+        """A map on a new pool whose workers are replaced after each task."""
+        raise NotImplementedError
+
+    @classmethod
+    def offers(cls, way: str) -> bool:
+        """Has it this way of running a case, a method's name?"""
+        return getattr(cls, way) is not getattr(Peer, way)
+
     def once(self, function: Function, items: Sequence[Any]) -> list[Any]:
         """A map on a pool that is made for it and gone after it, as a user would write it."""
         with self:
@@ -97,6 +115,11 @@ class Loop(Peer):
         result: Array = function(array)
         return result
 
+    def apply(self, function: Function, items: Sequence[Any]) -> list[Any]:
+        return self.map(function, items)
+
+    apply_async = short_lived = apply
+
     def close(self) -> None:
         pass
 
@@ -112,6 +135,16 @@ class MultiprocessingPool(Peer):
 
     def map_array(self, function: Function, array: Array, n_pieces: int) -> Array:
         return np.concatenate(self.pool.map(function, np.array_split(array, n_pieces), chunksize=1))
+
+    def apply(self, function: Function, items: Sequence[Any]) -> list[Any]:
+        return [self.pool.apply(function, (item,)) for item in items]
+
+    def apply_async(self, function: Function, items: Sequence[Any]) -> list[Any]:
+        return [result.get() for result in [self.pool.apply_async(function, (item,)) for item in items]]
+
+    def short_lived(self, function: Function, items: Sequence[Any]) -> list[Any]:
+        with multiprocessing.get_context("fork").Pool(self.n_jobs, maxtasksperchild=1) as pool:
+            return pool.map(function, items, chunksize=1)
 
     def close(self) -> None:
         self.pool.terminate()
@@ -130,6 +163,12 @@ class Futures(Peer):
 
     def map_array(self, function: Function, array: Array, n_pieces: int) -> Array:
         return np.concatenate(list(self.executor.map(function, np.array_split(array, n_pieces))))
+
+    def apply(self, function: Function, items: Sequence[Any]) -> list[Any]:
+        return [self.executor.submit(function, item).result() for item in items]
+
+    def apply_async(self, function: Function, items: Sequence[Any]) -> list[Any]:
+        return [future.result() for future in [self.executor.submit(function, item) for item in items]]
 
     def close(self) -> None:
         self.executor.shutdown()
@@ -175,6 +214,12 @@ class Mpire(Peer):
     def map_array(self, function: Function, array: Array, n_pieces: int) -> Array:
         result: Array = self.pool.map(function, array, chunk_size=math.ceil(len(array) / n_pieces))
         return result
+
+    def apply(self, function: Function, items: Sequence[Any]) -> list[Any]:
+        return [self.pool.apply(function, (item,)) for item in items]
+
+    def apply_async(self, function: Function, items: Sequence[Any]) -> list[Any]:
+        return [result.get() for result in [self.pool.apply_async(function, (item,)) for item in items]]
 
     def close(self) -> None:
         self.pool.terminate()
@@ -242,6 +287,19 @@ class Fastpool(Peer):
         result: Array = self.pool.map(function, array)
         return result
 
+    def apply(self, function: Function, items: Sequence[Any]) -> list[Any]:
+        return [self.pool.apply(function, (item,)) for item in items]
+
+    def apply_async(self, function: Function, items: Sequence[Any]) -> list[Any]:
+        return [result.get() for result in [self.pool.apply_async(function, (item,)) for item in items]]
+
+    def short_lived(self, function: Function, items: Sequence[Any]) -> list[Any]:
+        from fastpool import WorkerPool
+
+        with WorkerPool(n_jobs=self.n_jobs) as pool:
+            results: list[Any] = pool.map(function, items, chunk_size=1, worker_lifespan=1)
+        return results
+
     def close(self) -> None:
         self.pool.terminate()
 
@@ -257,6 +315,35 @@ class Fastpool(Peer):
 
         shared: Array = fastpool.asshared(array)
         return shared
+
+
+class FastpoolInsights(Fastpool):
+    name = "with insights"
+
+    def open(self) -> None:
+        from fastpool import WorkerPool
+
+        self.pool = WorkerPool(n_jobs=self.n_jobs, keep_alive=True, enable_insights=True)
+
+
+class FastpoolBar(Fastpool):
+    """A bar that is drawn, but not where the table is."""
+
+    name = "with a bar"
+    package = "tqdm"
+
+    def open(self) -> None:
+        super().open()
+        self.sink = open(os.devnull, "w")  # noqa: SIM115
+
+    def map(self, function: Function, items: Sequence[Any]) -> list[Any]:
+        options = {"file": self.sink}
+        results: list[Any] = self.pool.map(function, items, progress_bar=True, progress_bar_options=options)
+        return results
+
+    def close(self) -> None:
+        super().close()
+        self.sink.close()
 
 
 PEERS: tuple[type[Peer], ...] = (Loop, MultiprocessingPool, Futures, Joblib, Mpire, Ray, Fastpool)

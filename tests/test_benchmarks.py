@@ -353,13 +353,19 @@ def twice(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return array * 2
 
 
-@pytest.mark.parametrize("peer", [peers.Loop, peers.MultiprocessingPool, peers.Futures], ids=lambda peer: peer.name)
-def test_peers_agree(peer: type[Peer]) -> None:
+@pytest.mark.parametrize("name", ["loop", "mp.Pool", "futures", "fastpool"])
+def test_peers_agree(name: str) -> None:
+    peer = peers.BY_NAME[name]
     array = np.arange(50.0)
     running = peer(2)
     with running:
         assert running.map(functions.square, range(20)) == [x * x for x in range(20)]
         assert np.array_equal(running.map_array(twice, array, 19), array * 2)
+        for way in ("apply", "apply_async"):
+            if peer.offers(way):
+                assert getattr(running, way)(functions.square, range(20)) == [x * x for x in range(20)]
+    if peer.offers("short_lived"):
+        assert running.short_lived(functions.square, range(5)) == [0, 1, 4, 9, 16]
     assert running.once(functions.square, range(3)) == [0, 1, 4]
 
 
@@ -398,7 +404,22 @@ def test_a_bar_whose_peers_were_not_measured_is_left_out() -> None:
 def test_bars_name_cases_and_peers_that_exist() -> None:
     for bar in bars.BARS:
         assert bar.case in cases.BY_NAME
-        assert {bar.over, bar.under} <= set(peers.BY_NAME)
+        case = cases.BY_NAME[bar.case]
+        variants = {one.name for one in case.variants} if isinstance(case, cases.Case) else set()
+        assert {bar.over, bar.under} <= set(peers.BY_NAME) | variants
+
+
+def test_variants_take_part_where_fastpool_does() -> None:
+    case = cases.BY_NAME["watched_1us"]
+    assert isinstance(case, cases.Case)
+    assert measure.variants_of(case, [Loop]) == []
+    assert peers.FastpoolInsights in measure.variants_of(case, [Loop, peers.Fastpool])
+
+
+def test_who_has_no_way_to_run_a_case_takes_no_part() -> None:
+    assert peers.Fastpool.offers("short_lived")
+    assert not peers.Futures.offers("short_lived")
+    assert not peers.Joblib.offers("apply")
 
 
 # What is shown

@@ -467,8 +467,8 @@ def test_a_late_task_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pool_of() as pool:
         with pytest.raises(WorkerTimeoutError) as caught:
-            pool.map(task, range(9), chunk_size=1, task_timeout=0.2)
-        assert (caught.value.phase, caught.value.task, caught.value.limit) == ("task", 5, 0.2)
+            pool.map(task, range(9), chunk_size=1, task_timeout=1)
+        assert (caught.value.phase, caught.value.task, caught.value.limit) == ("task", 5, 1)
         assert 5 in cleaned_up
         results = pool.map(task, list(range(9)), task_timeout=0.2, return_exceptions=True)
         assert isinstance(results.pop(5), WorkerTimeoutError)
