@@ -60,6 +60,13 @@ class Engine:
         self._owner = threading.get_ident()
         self._depth += 1
 
+    def give_up(self) -> None:
+        """This thread lets go of it, however often it has taken it: an interrupt may have kept it from that."""
+        with self.changed:
+            if self.is_mine:
+                self._depth = 1
+                self.let_go()
+
     def let_go(self) -> None:
         with self.changed:
             self._depth -= 1

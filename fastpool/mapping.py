@@ -154,6 +154,7 @@ class MapRun:
         """Make the job known, and have workers for it."""
         self.supervisor.wanted_by_map = self.workers
         self._publish()
+        self.supervisor.before_start = self._begin_in_turn if self.job.in_turn else None
         self.segment.wake(self.n_jobs)
         if not self.supervisor.living and self._is_little():
             self._try_one_worker()
@@ -337,13 +338,18 @@ class MapRun:
             self.supervisor.start_workers(wanted + self.supervisor.busy_with_applies, self._has_unclaimed)
             return
         assert self.feed is not None
-        if self.supervisor.deaths or (self.recovery is not None and self.recovery.unsettled):
-            return  # what a dead worker has left of its chunk is not known yet
         for worker_id in self.supervisor.free_lanes:
-            chunk = self.feed.next_for(worker_id, self.n_jobs)
-            if chunk < self.feed.published:
-                self.segment.begin_at(worker_id, chunk)
+            if self.feed.next_for(worker_id, self.n_jobs) < self.feed.published and self._begin_in_turn(worker_id):
                 self.supervisor.start_worker(worker_id)
+
+    def _begin_in_turn(self, worker_id: int) -> bool:
+        """Have the next worker in this lane go on where the last one's chunks end. False: that is not known yet, of one
+        that has died."""
+        assert self.feed is not None
+        if self.supervisor.deaths or (self.recovery is not None and self.recovery.unsettled):
+            return False
+        self.segment.begin_at(worker_id, self.feed.next_for(worker_id, self.n_jobs))
+        return True
 
     def _has_unclaimed(self) -> bool:
         if self.feed is not None and not self.feed.exhausted:

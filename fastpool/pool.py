@@ -719,6 +719,7 @@ class WorkerPool:
         with self._exclusively(self._supervisor.unfinished):
             self._supervisor.end()
             self._forget_finalizer()
+        self._engine.give_up()
         if self._applier is not None:
             self._applier.dismiss_housekeeper()
 

@@ -100,6 +100,7 @@ class Supervisor:
         self.running = False  # this process's own part of a map, or of collecting applies, is
         self.mapping = False  # a map has begun, and neither come to its end nor been left
         self.wanted_by_map = 0  # workers
+        self.before_start: Callable[[int], bool] | None = None  # of the map: may a worker be started in this lane now?
         self._is_stopping = False  # no more workers are to be started
         self.unfinished: Any = None  # the lazy map that is neither exhausted nor left
         self.limits = NO_LIMITS  # of the last map
@@ -163,7 +164,10 @@ class Supervisor:
         self._take_exit_results()
         self._log_deaths()
         self.unfinished = None
-        self.mapping, self.wanted_by_map = False, 0
+        self._end_map()
+
+    def _end_map(self) -> None:
+        self.mapping, self.wanted_by_map, self.before_start = False, 0, None
 
     def _log_deaths(self) -> None:
         """Nothing was lost by them."""
@@ -182,7 +186,7 @@ class Supervisor:
         if not self.options.keep_alive:
             self._command_stop()
         self.unfinished, self._was_left = None, True
-        self.mapping, self.wanted_by_map = False, 0
+        self._end_map()
 
     def forget_unfinished(self) -> None:
         """Wait until no worker holds anything of a lazy map that was left."""
@@ -498,7 +502,8 @@ class Supervisor:
         for worker_id in self.free_lanes:
             if len(self._workers) >= wanted or not is_needed():
                 return
-            self.start_worker(worker_id)
+            if self.before_start is None or self.before_start(worker_id):
+                self.start_worker(worker_id)
 
     def hand_over_lanes(self) -> None:
         """Free the lanes of workers that have written their last word."""
@@ -800,7 +805,8 @@ class Supervisor:
     def terminate(self, error: BaseException | None = None) -> None:
         """Kill all workers, wait for them, give shared memory back; applies that are not done have failed, because of
         this error, if there is one. Safe to call in any state, and twice."""
-        mapping, self.mapping, self.wanted_by_map = self.mapping, False, 0
+        mapping = self.mapping
+        self._end_map()
         try:
             self._terminate()
         finally:

@@ -770,3 +770,36 @@ def test_memory_limit(start_method: str) -> None:
         many = [pool.apply_async(len, big[: 1 << 20]) for _ in range(40)]
         assert [result.get() for result in many] == [1 << 20] * 40
         assert len(pool.apply(operator.mul, (b"x", 16 << 20))) == 16 << 20
+
+
+def sleep_a_little(x: int) -> int:
+    time.sleep(0.002)
+    return x
+
+
+def test_beside_an_ordered_map(start_method: str) -> None:
+    """A worker that is started for an apply takes the chunks of its lane, no others."""
+    with WorkerPool(n_jobs=3, order_tasks=True, start_method=start_method) as pool:
+        inputs = (pool.apply(add, (i, 0)) for i in range(30))  # the first worker is started for an apply
+        assert pool.map(sleep_a_little, inputs, chunk_size=1, worker_lifespan=4) == list(range(30))
+
+
+@processes
+def test_beside_an_ordered_map_whose_workers_die(start_method: str) -> None:
+    def inputs() -> Iterator[int]:
+        for i in range(30):
+            if i in (7, 15):
+                with pytest.raises(WorkerDiedError):
+                    pool.apply(kill_self, int(signal.SIGKILL))
+            yield pool.apply(add, (i, 0))
+
+    with WorkerPool(n_jobs=3, order_tasks=True, start_method=start_method) as pool:
+        assert pool.map(sleep_a_little, inputs(), chunk_size=1, retries=1) == list(range(30))
+
+
+def test_beside_time_limits_retries_and_lifespans(start_method: str) -> None:
+    with WorkerPool(n_jobs=2, start_method=start_method, keep_alive=True) as pool:
+        for options in ({"task_timeout": HANG}, {"retries": 2}, {"worker_lifespan": 300}, {"return_exceptions": True}):
+            results = [pool.apply_async(add, (i, 0), task_timeout=HANG if i % 2 else None) for i in range(200)]
+            assert pool.map(same, range(500), **options) == list(range(500))
+            assert [result.get() for result in results] == list(range(200))

@@ -20,7 +20,7 @@ from benchmarks import bars, cases, functions, measure, peers, table
 from benchmarks.bars import Bar, Judged
 from benchmarks.child import CaseFailed, measure_in_child
 from benchmarks.measure import Settings, WrongResult
-from benchmarks.peers import Loop, Peer
+from benchmarks.peers import Loop
 from benchmarks.results import CaseResult, Metg, Timing, curve_of, how_many, metg
 
 
