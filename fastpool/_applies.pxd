@@ -10,8 +10,9 @@ cdef class Applies:
     cdef BufferEncoder encoder
     cdef readonly uint64_t published
     cdef uint64_t users[FP_APPLY_SLOTS]  # by unit modulo FP_APPLY_SLOTS: 1 + the unit whose slot it is, 0: free
-    cdef dict out                        # of units that are not collected: (offsets of blocks, what they refer to)
+    cdef dict out                        # by unit, of those not collected: (offsets of blocks, what they refer to, result)
 
     cdef bint has_slot(self) except -1
     cdef int give_slot_back(self, uint64_t unit) except -1
-    cdef int collected(self, uint64_t unit) except -1
+    cdef tuple entry_of(self, uint64_t unit)
+    cdef int forget(self, uint64_t unit, tuple entry) except -1

@@ -32,10 +32,18 @@ cdef class Applies:
         if segment.exchange is not None:
             segment.exchange.applies = {}
 
-    @property
-    def unfinished(self) -> int:
+    def __len__(self) -> int:
         """Applies that are published and not collected."""
         return len(self.out)
+
+    def __iter__(self):
+        """What their results are to be put into."""
+        return iter([result for _, _, result in self.out.values()])
+
+    def get(self, unit):
+        """What the result of an apply is to be put into; None: it is not out."""
+        cdef tuple entry = self.out.get(unit)
+        return None if entry is None else entry[2]
 
     cdef bint has_slot(self) except -1:
         """Is there a slot for one more, perhaps that of one which has begun meanwhile?"""
@@ -52,8 +60,10 @@ cdef class Applies:
             self.users[unit % FP_APPLY_SLOTS] = 0
         return 0
 
-    def publish(self, function, tuple args, dict keywords, uint64_t limit_ns) -> int | None:
-        """Hand an apply to the workers. Returns its number; None: there is no room until others are done.
+    def publish(self, function, tuple args, dict keywords, uint64_t limit_ns, result) -> bool:
+        """Hand an apply to the workers. False: there is no room until others are done.
+
+        Whole: no handler of a signal runs between what the workers see and what is noted here.
 
         Parameters
         ----------
@@ -63,6 +73,8 @@ cdef class Applies:
             What it is called with.
         limit_ns : int
             How long it may take; 0: any time.
+        result : AsyncResult
+            Comes back with what becomes of it; its ``unit`` is set.
         """
         cdef uint64_t unit = self.published
         cdef uint64_t slot = unit % FP_APPLY_SLOTS
@@ -72,17 +84,17 @@ cdef class Applies:
         cdef tuple element = (function, args, keywords, limit_ns)
         cdef list blocks = []
         if not self.has_slot():
-            return None
+            return False
         encoder.number = unit
         try:
             encoder.put(element)
             encoder.close()
             if not encoder.lay_down(&offset, blocks, entry.data, FP_APPLY_BYTES):
-                return None
+                return False
             entry.slot.offset = offset
             entry.slot.bytes = encoder.writer.position
             blocks += encoder.placed
-            self.out[unit] = blocks, encoder.kept
+            self.out[unit] = blocks, encoder.kept, result
             encoder.placed = []
         finally:
             free_blocks(self.segment, encoder.placed)
@@ -93,15 +105,21 @@ cdef class Applies:
         if self.segment.exchange is not None:
             self.segment.exchange.applies[unit] = element
         self.users[slot] = unit + 1
+        result.unit = unit
         self.published += 1
         store(self.segment.at.jobs[FP_APPLY].avail, self.published)
-        return unit
+        return True
 
-    cdef int collected(self, uint64_t unit) except -1:
-        """The result of an apply is there, or will never be."""
-        if unit not in self.out:
+    cdef tuple entry_of(self, uint64_t unit):
+        cdef tuple entry = self.out.get(unit)
+        if entry is None:
             raise DamagedMemoryError("a result of an apply that was not handed out")
-        free_blocks(self.segment, self.out.pop(unit)[0])
+        return entry
+
+    cdef int forget(self, uint64_t unit, tuple entry) except -1:
+        """The result of an apply is there, or will never be."""
+        self.out.pop(unit)
+        free_blocks(self.segment, entry[0])
         self.give_slot_back(unit)
         if self.segment.exchange is not None:
             self.segment.exchange.applies.pop(unit, None)
@@ -109,4 +127,4 @@ cdef class Applies:
 
     def drop(self, uint64_t unit) -> None:
         """No result of this apply will come."""
-        self.collected(unit)
+        self.forget(unit, self.entry_of(unit))

@@ -1,5 +1,6 @@
 """The parent's loop: collect, check, decode, put in order, while workers go on."""
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ from typing_extensions import Self
 from fastpool._applies import Applies
 from fastpool._feed import Feed
 from fastpool._native import Segment
+from fastpool.results import AsyncResult
 
 class Collector:
     feed: Feed | None
@@ -18,7 +20,6 @@ class Collector:
     rested_at: int | None
     failures: list[tuple[int, int, int | None, Any]]
     exits: list[Any]
-    applied: list[tuple[int, int, int, Any]]
     applies_rest: bool
     is_closing: bool
     def __new__(cls, segment: Segment, loads: Callable[..., Any]) -> Self: ...
@@ -31,8 +32,7 @@ class Collector:
         lazy: bool = False,
         ordered: bool = True,
     ) -> None: ...
-    def serve(self, applies: Applies) -> None: ...
-    def take_applied(self) -> list[tuple[int, int, int, Any]]: ...
+    def serve(self, applies: Applies, applied: deque[tuple[AsyncResult, int, int, Any]]) -> None: ...
     def expect(self, tasks: int) -> None: ...
     def hand_out(self) -> list[Any]: ...
     def finish(self, tasks: int) -> list[Any]: ...

@@ -106,7 +106,7 @@ cdef class Collector:
     cdef readonly list exits          # results of exit functions, in order of arrival
     cdef readonly bint is_closing     # failures raise nothing any more
     cdef Applies applies              # or None
-    cdef readonly list applied        # (apply, worker, APPLY_*, value), in order of arrival
+    cdef object applied               # deque of (result that is asked for, worker, APPLY_*, value), as they come
     cdef readonly bint applies_rest   # the same as `rested_at`, of applies: all that is claimed is collected
 
     def __cinit__(self, Segment segment, loads):
@@ -124,7 +124,6 @@ cdef class Collector:
             reader_attach(&self.readers[i], segment.at, i)
         self.failures = []
         self.exits = []
-        self.applied = []
 
     def __dealloc__(self):
         free(self.readers)
@@ -161,14 +160,9 @@ cdef class Collector:
         if self.way == COLLECT_ALL:
             PyObject_GC_UnTrack(<PyObject *>self.results)
 
-    def serve(self, Applies applies) -> None:
-        """From now on collect the results of these, too: in ``applied``."""
-        self.applies = applies
-
-    def take_applied(self) -> list:
-        """What came of applies since this was asked last."""
-        taken, self.applied = self.applied, []
-        return taken
+    def serve(self, Applies applies, applied) -> None:
+        """From now on collect the results of these, too, and append to a deque what comes."""
+        self.applies, self.applied = applies, applied
 
     def expect(self, uint64_t tasks) -> None:
         """So many tasks are handed out now."""
@@ -379,6 +373,7 @@ cdef class Collector:
         cdef Decoder decoder = <Decoder>self.decoders[worker]
         cdef int kind = view.kind
         cdef int what = APPLY_RETURNED
+        cdef tuple entry = self.applies.entry_of(view.first)
         cdef object value
         if kind == FP_KIND_PLACED:
             raise DamagedMemoryError("a result of an apply in the place of a map's")
@@ -397,8 +392,8 @@ cdef class Collector:
             kind = decoder.inner_kind
         if kind == FP_KIND_ERROR and what == APPLY_RETURNED:
             what = APPLY_RAISED
-        self.applies.collected(view.first)
-        self.applied.append((view.first, worker, what, value))
+        self.applied.append((entry[2], worker, what, value))
+        self.applies.forget(view.first, entry)
         return 0
 
     cdef int demand_places(self, const fp_view *view, uint64_t count) except -1:

@@ -26,7 +26,7 @@ from fastpool.job import ApplyJob
 from fastpool.recovery import Death
 from fastpool.remote import revive
 from fastpool.results import AsyncResult
-from fastpool.supervisor import Supervisor
+from fastpool.supervisor import Applied, Supervisor
 
 logger = logging.getLogger("fastpool")
 
@@ -50,8 +50,8 @@ class Applier:
         self.engine = engine
         self.changed = engine.changed
         self._waiting: deque[AsyncResult] = deque()  # not handed to the workers yet
-        self._out: dict[int, AsyncResult] = {}  # by unit
-        self._feed: Applies | None = None
+        self._feed: Applies | None = None  # has those that are out
+        self._applied: deque[Applied] = deque()  # what has come of applies, and is not passed on
         self._is_encoding = False
         self._is_outdated = False
         self._unclear: list[tuple[int, Death]] = []  # units that dead workers were about to claim
@@ -65,7 +65,7 @@ class Applier:
     @property
     def unfinished(self) -> int:
         """Applies whose result is not there."""
-        return len(self._waiting) + len(self._out)
+        return len(self._waiting) + len(self._applied) + self.handed_in
 
     def submit(self, job: ApplyJob, will_wait: bool) -> AsyncResult:
         """Take an apply; hand it to the workers now, if that can be.
@@ -74,9 +74,14 @@ class Applier:
         """
         result = AsyncResult(self, job)
         with self.changed:
-            self._waiting.append(result)
-            if self._feed is not None and not self._is_encoding and not self._is_outdated:
-                self._hand_in()
+            try:
+                self._waiting.append(result)
+                if self._feed is not None and not self._is_encoding and not self._is_outdated:
+                    self._hand_in()
+            except BaseException:  # nobody will have the result
+                if result in self._waiting:
+                    self._waiting.remove(result)
+                raise
             wanted = min(self.unfinished + self.supervisor.wanted_by_map, self.supervisor.options.n_jobs)
             needs_more = self._feed is None or self.supervisor.living < wanted
             if not will_wait and self.engine.is_free:
@@ -104,43 +109,36 @@ class Applier:
             while self._waiting and self._feed is not None:
                 result = self._waiting[0]
                 try:
-                    unit = self._publish(self._feed, result)
+                    if result.unit is None and not self._publish(self._feed, result):
+                        return
                 except Exception as error:
-                    self._drop_first(result)
                     self._settle(result, None, error)
-                    continue
-                if unit is None:
-                    return
-                self._drop_first(result)
-                result.unit = unit
-                self._out[unit] = result
-                self.supervisor.segment.wake(1)
+                if self._waiting and self._waiting[0] is result:
+                    self._waiting.popleft()
+                if result.unit is not None:
+                    self.supervisor.segment.wake(1)
         finally:
             self._is_encoding = False
 
-    def _drop_first(self, result: AsyncResult) -> None:
-        if self._waiting and self._waiting[0] is result:
-            self._waiting.popleft()
-
-    def _publish(self, feed: Applies, result: AsyncResult) -> int | None:
+    def _publish(self, feed: Applies, result: AsyncResult) -> bool:
         job = result.job
         assert job is not None
         given = self._sendable(job.function)
         if job.limit_ns:
             self.supervisor.limit_applies(job.limit_ns)
         try:
-            unit = feed.publish(given, job.args, job.keywords, job.limit_ns)
+            is_out = feed.publish(given, job.args, job.keywords, job.limit_ns, result)
         except FastpoolError:
             raise
         except Exception as error:
             detail = f"{type(error).__qualname__}: {error}"
             raise unsendable(error, "argument", feed.published, None, detail) from error
-        if unit is None and not self._out and self.supervisor.all_idle:
+        if not is_out and not len(feed) and self.supervisor.all_idle:
             raise MemoryError(
                 "fastpool: the arguments of an apply need more shared memory than the pool's memory_limit "
                 f"({self.supervisor.options.memory_limit} bytes) or the system allows"
             )
-        return unit
+        return is_out
 
     def _sendable(self, function: Function) -> Any:
         """What a worker's host makes the function of."""
@@ -171,20 +169,20 @@ class Applier:
                 self._open()
                 self._hand_in()
         if self._feed is not None and self.supervisor.may_start:
-            self.supervisor.start_workers(len(self._out) + self.supervisor.wanted_by_map, self._has_unclaimed)
+            self.supervisor.start_workers(self.handed_in + self.supervisor.wanted_by_map, self._has_unclaimed)
 
     def _has_unclaimed(self) -> bool:
         return self._feed is not None and self.supervisor.segment.claimed_applies < self._feed.published
 
     def _open(self) -> None:
         """Have a segment with applies in it, and no workers that were started with other options than there are now."""
-        if self._feed is not None and not (self._is_outdated and not self._out and not self.supervisor.mapping):
+        if self._feed is not None and not (self._is_outdated and not self.handed_in and not self.supervisor.mapping):
             return
         waiting, self._waiting = self._waiting, deque()  # they do not end with the workers that are restarted
         try:
             first = waiting[0].job
             assert first is not None
-            self._feed = self.supervisor.open_applies(first)
+            self._feed = self.supervisor.open_applies(first, self._applied)
             self._is_outdated = False
         finally:
             self._waiting = waiting + self._waiting
@@ -196,30 +194,31 @@ class Applier:
     @property
     def handed_in(self) -> int:
         """Applies that workers have, or can have."""
-        return len(self._out)
+        return 0 if self._feed is None else len(self._feed)
 
     def _take(self) -> None:
-        """What the collector has got."""
-        for unit, worker_id, what, value in self.supervisor.take_applied():
-            result = self._out.pop(unit, None)
-            if result is None:
-                raise DamagedMemoryError(f"a second result of apply {unit}")
-            if what == RETURNED:
-                self._settle(result, value, None)
-                continue
-            error = value if what != RAISED else revive(worker_id, unit, value, self.supervisor.serializer)
+        """Pass on what has come. Each stays where it is until it has been: an interrupt may come anywhere."""
+        while self._applied:
+            result, worker_id, what, value = self._applied[0]
+            error: BaseException | None = None
+            if what != RETURNED:
+                unit = result.unit
+                error = value if what != RAISED else revive(worker_id, unit, value, self.supervisor.serializer)
+                value = None
             if isinstance(error, StaleFunctionError) and result.tries <= 2 * self.supervisor.options.n_jobs:
-                result.tries += 1
+                result.tries, result.unit = result.tries + 1, None
                 self._waiting.append(result)  # for a worker that is started now
-                continue
-            self.supervisor.tell_of_dill(error)
-            self._settle(result, None, error)
+            else:
+                if error is not None:
+                    self.supervisor.tell_of_dill(error)
+                self._settle(result, value, error)
+            self._applied.popleft()
 
     def _settle(self, result: AsyncResult, value: Any, error: BaseException | None) -> None:
         callback = result.settle(value, error)
         if callback is not None:
             self._callbacks.append(callback)
-        if not self._out:
+        if not self.handed_in:
             self.supervisor.limit_applies(0)
         self.changed.notify_all()
 
@@ -246,31 +245,36 @@ class Applier:
                 self._lose(unit, death)
 
     def _lose(self, unit: int, death: Death) -> None:
-        result = self._out.pop(unit, None)
+        result = None if self._feed is None else self._feed.get(unit)
         if result is not None and self._feed is not None:
-            self._feed.drop(unit)
             self._settle(result, None, death.error([range(unit, unit + 1)]))
+            self._feed.drop(unit)
 
     def late_job(self, unit: int) -> ApplyJob | None:
         """Of the apply that a worker is late with."""
-        result = self._out.get(unit)
+        result = None if self._feed is None else self._feed.get(unit)
         return None if result is None else result.job
 
     def check_none_lost(self) -> None:
         """Where all workers rested before the last gathering, what had been claimed by then has been gathered."""
-        if self.supervisor.collector.applies_rest and self._out and not self._has_unclaimed() and not self._unclear:
+        if (
+            self.supervisor.collector.applies_rest
+            and self.handed_in
+            and not self._has_unclaimed()
+            and not self._unclear
+        ):
             raise DamagedMemoryError("applies were claimed that no worker has, and that have no result")
 
     def fail_all(self, error: Exception) -> None:
         """The workers are gone: this is what became of the applies that are not done."""
         with self.changed:
-            lost = [*self._out.values(), *self._waiting]
-            self._out.clear()
+            lost = [*(self._feed or ()), *(result for result, *_ in self._applied), *self._waiting]
+            for result in lost:
+                self._settle(result, None, error)
+            self._applied.clear()
             self._waiting.clear()
             self._unclear.clear()
             self._feed = None
-            for result in lost:
-                self._settle(result, None, error)
 
     # ---------------------------------------------------------------- waiting
 
@@ -323,11 +327,11 @@ class Applier:
     @property
     def _grain(self) -> int:
         """How many results of one worker are worth waking for."""
-        return max(1, min(MOST_HELD_BACK, len(self._out) // (4 * self.supervisor.options.n_jobs)))
+        return max(1, min(MOST_HELD_BACK, self.handed_in // (4 * self.supervisor.options.n_jobs)))
 
     def flush_at(self) -> int | None:
         """When results that are held back are to be looked at, on the monotonic clock in ns."""
-        return time.monotonic_ns() + FLUSH_NS if self._out else None
+        return time.monotonic_ns() + FLUSH_NS if self.handed_in else None
 
     # ---------------------------------------------------------------- housekeeping
 

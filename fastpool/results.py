@@ -102,12 +102,17 @@ class AsyncResult:
         return self._value
 
     def settle(self, value: Any, error: BaseException | None) -> tuple[Callable[[Any], Any], Any] | None:
-        """It is there. Returns the callback that wants it, and what that is to be given. (For the pool.)"""
+        """It is there, if it was not before. Returns the callback that wants it, and what that is to be given.
+
+        (For the pool. An interrupt may come anywhere: who waits must not wait for ever.)
+        """
+        if self._is_done:
+            return None
         assert self.job is not None
         self._value, self._error = value, error
         callback = self.job.callback if error is None else self.job.error_callback
-        self.job = None
         self._is_done = True
+        self.job = None
         return None if callback is None else (callback, value if error is None else error)
 
     def __repr__(self) -> str:

@@ -9,6 +9,7 @@ import os
 import signal
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Protocol
@@ -31,6 +32,7 @@ from fastpool.machine import memory_bytes
 from fastpool.options import PoolOptions
 from fastpool.process import WORKERS, Worker, bury_unknown
 from fastpool.recovery import Death, Elimination, Recovery
+from fastpool.results import AsyncResult
 from fastpool.serializer import make_serializer, make_worker_serializer
 from fastpool.threads import WorkerThread
 from fastpool.timeouts import NO_LIMITS, Late, make_late
@@ -40,6 +42,9 @@ logger = logging.getLogger("fastpool")
 RING_BYTES = 1 << 20  # of each worker's results: some milliseconds of small ones, so that the parent may come late
 LOOK_SECONDS = 0.02
 SLOW_READS = 2  # of memory that forks share, each 0.4 of what it takes to make it the owner's alone
+
+
+Applied = tuple[AsyncResult, int, int, Any]  # see Collector.serve
 
 
 class AppliesBeside(Protocol):
@@ -217,8 +222,9 @@ class Supervisor:
         if collector is not None:
             collector.call()
 
-    def open_applies(self, job: ApplyJob) -> Applies:
-        """Have a segment, workers with this one's init and exit function if there are none, and applies in it."""
+    def open_applies(self, job: ApplyJob, applied: deque[Applied]) -> Applies:
+        """Have a segment, workers with this one's init and exit function if there are none, and applies in it, of which
+        the results are appended to a deque."""
         self._check_ended()
         if not self.mapping and (not self._workers or self._outdated):
             self.forget_unfinished()
@@ -234,12 +240,8 @@ class Supervisor:
             spec_blob=self._blob,
             limits=self.limits.ns[1:],
         )
-        self.collector.serve(applies)
+        self.collector.serve(applies, applied)
         return applies
-
-    def take_applied(self) -> list[tuple[int, int, int, Any]]:
-        """What came of applies since this was asked last."""
-        return [] if self._collector is None else self._collector.take_applied()
 
     def limit_applies(self, limit_ns: int) -> None:
         """There is an apply that may not take longer than so many nanoseconds; 0: there is none."""
