@@ -26,7 +26,7 @@ from fastpool.job import ApplyJob
 from fastpool.recovery import Death
 from fastpool.remote import revive
 from fastpool.results import AsyncResult
-from fastpool.supervisor import Applied, Supervisor
+from fastpool.supervisor import Applied, Supervisor, is_of_workers
 
 logger = logging.getLogger("fastpool")
 
@@ -265,7 +265,7 @@ class Applier:
         ):
             raise DamagedMemoryError("applies were claimed that no worker has, and that have no result")
 
-    def fail_all(self, error: Exception) -> None:
+    def fail_all(self, error: BaseException) -> None:
         """The workers are gone: this is what became of the applies that are not done."""
         with self.changed:
             lost = [*(self._feed or ()), *(result for result, *_ in self._applied), *self._waiting]
@@ -308,7 +308,9 @@ class Applier:
             return
         try:
             self.supervisor.attempt(part)
-        except Exception as error:
+        except BaseException as error:
+            if not is_of_workers(error):
+                raise
             logger.debug("applies have failed", exc_info=error)
 
     def _serve(self, is_done: Callable[[], bool], deadline: float | None) -> None:
@@ -345,6 +347,14 @@ class Applier:
 
     def _keep_house(self) -> None:
         me = threading.current_thread()
+        try:
+            self._collect_and_call_back(me)
+        finally:
+            with self.changed:
+                self._keepers.discard(me)
+                self.changed.notify_all()
+
+    def _collect_and_call_back(self, me: threading.Thread) -> None:
         while True:
             with self.changed:
                 while not (self._callbacks or self._is_dismissed(me) or (self.unfinished and self.engine.is_free)):

@@ -24,7 +24,7 @@ from fastpool._signals import Interruptible, uninterrupted
 from fastpool.arrays import public_spaces, shared_memory
 from fastpool.definition import Definition, same_defaults
 from fastpool.engine import Engine
-from fastpool.errors import DamagedMemoryError, SerializationError
+from fastpool.errors import DamagedMemoryError, RemoteError, SerializationError
 from fastpool.functions import Function, Functions, name_of
 from fastpool.insights import Insights
 from fastpool.job import JOB_INSIGHTS, JOB_KEEP_GOING, ApplyJob
@@ -73,7 +73,7 @@ class AppliesBeside(Protocol):
     def check_none_lost(self) -> None:
         """Has damage swallowed an apply?"""
 
-    def fail_all(self, error: Exception) -> None:
+    def fail_all(self, error: BaseException) -> None:
         """The workers are gone: this is what became of the applies that are not done."""
 
     def dismiss_housekeeper(self) -> None:
@@ -848,11 +848,16 @@ class Supervisor:
             thread.warn()
 
 
-def as_failure(error: BaseException | None, mapping: bool) -> Exception:
+def is_of_workers(error: BaseException) -> bool:
+    """Or has a handler of a signal raised it here?"""
+    return isinstance(error, Exception) or isinstance(error.__cause__, RemoteError)
+
+
+def as_failure(error: BaseException | None, mapping: bool) -> BaseException:
     """What an apply raises that is not done when the workers are stopped: because of an error, in a map or not."""
-    if isinstance(error, Exception) and not mapping:
+    if error is not None and is_of_workers(error) and not mapping:
         return error
-    because = " because a map on the same pool failed" if mapping and isinstance(error, Exception) else ""
+    because = " because a map on the same pool failed" if mapping and error is not None else ""
     failure = RuntimeError(f"the pool's workers were stopped{because} before this apply had a result")
     failure.__cause__ = error
     return failure

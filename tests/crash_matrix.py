@@ -336,6 +336,95 @@ def surroundings() -> Iterator[None]:
     killer.join()
 
 
+# ---------------------------------------------------------------- applies
+
+
+class ApplyCell(NamedTuple):
+    place: str
+    fate: str
+    beside: bool  # a map on the same pool
+    keep_alive: bool
+
+    def __str__(self) -> str:
+        where = "beside a map" if self.beside else "alone"
+        return f"{self.place}, {self.fate}, apply {where}, {'kept' if self.keep_alive else 'not kept'}"
+
+
+def apply_cells() -> list[ApplyCell]:
+    """All; or each place with each fate, the rest in turn."""
+    every = itertools.product(PLACES, FATES, (False, True), (False, True))
+    if os.environ.get("FASTPOOL_LONG") == "1":
+        return [ApplyCell(*values) for values in every]
+    rest = itertools.cycle(itertools.product((False, True), (False, True)))
+    return [ApplyCell(place, fate, *next(rest)) for place in PLACES for fate in FATES]
+
+
+def single_task(place: str, x: int) -> Any:
+    if x == VICTIM:
+        reach(101)
+    if place == "encoding":
+        return Result(x)
+    return bytes([x]) * 100_000 if place == "allocating" else x * x
+
+
+def wrong_apply(cell: ApplyCell, x: int, unit: int | None, error: BaseException) -> str | None:
+    """What is wrong with one apply's exception, or None."""
+    fate, place = FATES[cell.fate], PLACES[cell.place]
+    if isinstance(error, RuntimeError) and "because a map" in str(error):
+        return None if cell.beside else "there was no map"
+    if fate.raises is not None:
+        fits = type(error) is fate.raises or isinstance(error, SerializationError)
+        early = isinstance(error, WorkerDiedError) and error.state == "starting"
+        return None if fits or early else "another exception"
+    if not isinstance(error, WorkerDiedError):
+        return "not the error for a death"
+    if (error.exitcode, error.state in place.states) != (fate.exitcode, True):
+        return "another death"
+    if cell.place in ("in the task", "encoding") and (x != VICTIM or error.tasks != range(unit or 0, (unit or 0) + 1)):
+        return "another apply failed"
+    return None
+
+
+def run_applies(cell: ApplyCell) -> list[str]:
+    """What is wrong."""
+    fate, wrongs, failed = FATES[cell.fate], [], []
+    core.fp_points_arm(PLACES[cell.place].point, fate.action, 1, 1)
+    with WorkerPool(n_jobs=2, keep_alive=cell.keep_alive) as pool:
+        given = {"worker_init": init, "worker_exit": finish}
+        results = [pool.apply_async(single_task, (cell.place, x), **given) for x in range(N)]
+        if cell.beside:
+            try:
+                assert pool.map(abs, range(N), chunk_size=1, **given) == list(range(N))
+            except (WorkerDiedError, *filter(None, [fate.raises])):
+                pass
+        for x, result in enumerate(results):
+            try:
+                value = result.get(60)
+            except BaseException as error:
+                failed.append(x)
+                if wrong := wrong_apply(cell, x, result.unit, error):
+                    wrongs.append(f"{x}: {wrong}: {error!r}")
+            else:
+                right_value = {"encoding": x, "allocating": bytes([x]) * 100_000}.get(cell.place, x * x)
+                wrongs += [] if value == right_value else [f"{x}: {value!r:.80}"]
+        try:
+            pool.stop_and_join()
+        except (WorkerDiedError, *filter(None, [fate.raises])):
+            pass
+        struck = core.fp_points_left() < 1
+        core.fp_points_arm(0, 0, 0, 0)
+        if failed and not struck:
+            wrongs.append(f"nothing had happened to any worker, but {failed} failed")
+        if cell.place == "in the task" and failed != [VICTIM]:
+            wrongs.append(f"{failed} failed")
+        deaths_of_all = cell.place in ("starting", "before the first hello") or cell.beside
+        if fate.raises is None and len(failed) > 1 and not deaths_of_all:
+            wrongs.append(f"{failed} failed, not one")
+        assert pool.apply(single_task, ("", 3)) == 9
+        assert pool.map(abs, range(N)) == list(range(N))
+    return wrongs
+
+
 slowest: list[tuple[float, str]] = []
 
 
@@ -350,22 +439,40 @@ def report() -> Iterator[None]:
     print(f"\n{len(took)} cells, the slowest {took[-1][0]:.3f} s, {late} over {SOON} s: {path}")
 
 
+@pytest.fixture
+def struck_by(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Makes ready for a cell: SIGUSR1 raises what its fate says; workers may spin where they are to."""
+    before = signal.getsignal(signal.SIGUSR1)
+
+    def prepare(cell: Cell | ApplyCell) -> None:
+        kind = FATES[cell.fate].raises
+
+        def strike(signum: int, frame: Any) -> None:
+            assert kind is not None
+            raise kind(1)
+
+        if cell.place == "idle and spinning":
+            monkeypatch.setattr(options, "cpu_count", lambda: 8)
+        signal.signal(signal.SIGUSR1, strike)
+
+    yield prepare
+    signal.signal(signal.SIGUSR1, before)
+
+
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_cell(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
-    kind = FATES[cell.fate].raises
-
-    def strike(signum: int, frame: Any) -> None:
-        assert kind is not None
-        raise kind(1)
-
-    if cell.place == "idle and spinning":
-        monkeypatch.setattr(options, "cpu_count", lambda: 8)
-    before = signal.signal(signal.SIGUSR1, strike)
-    try:
-        since = time.monotonic()
-        outcome = run(cell)
-        slowest.append((time.monotonic() - since, str(cell)))
-    finally:
-        signal.signal(signal.SIGUSR1, before)
+def test_cell(cell: Cell, struck_by: Any) -> None:
+    struck_by(cell)
+    since = time.monotonic()
+    outcome = run(cell)
+    slowest.append((time.monotonic() - since, str(cell)))
     wrong = expected(cell, outcome)
     assert wrong is None, f"{wrong}: {outcome.error!r}, {'struck' if outcome.struck else 'not struck'}"
+
+
+@pytest.mark.parametrize("cell", apply_cells(), ids=str)
+def test_apply_cell(cell: ApplyCell, struck_by: Any) -> None:
+    struck_by(cell)
+    since = time.monotonic()
+    wrongs = run_applies(cell)
+    slowest.append((time.monotonic() - since, str(cell)))
+    assert wrongs == []
