@@ -4,6 +4,8 @@ every usual kind of main program. What must be the same is tested where it belon
 from __future__ import annotations
 
 import contextlib
+import errno
+import gc
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -235,6 +237,29 @@ def test_shared_objects_that_cannot_be_pickled(start_method: str) -> None:
         assert caught.value.what == "shared_objects"
         assert pool._supervisor._segment is None
         assert multiprocessing.active_children() == []
+
+
+@not_fork
+def test_an_error_of_shared_objects_can_be_garbage(start_method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what its traceback keeps alive nothing makes Python 3.12 crash, or another complain."""
+
+    def refuse(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    complaints: list[Any] = []
+    monkeypatch.setattr(os, "pwrite", refuse)
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    with WorkerPool(n_jobs=1, shared_objects="shared", start_method=start_method) as pool:
+        try:
+            pool.map(double, range(3))
+        except OSError as error:
+            cycle: list[Any] = [error]
+            cycle.append(cycle)
+            del cycle
+        else:
+            pytest.fail("the refusal was not noticed")
+    gc.collect()
+    assert not complaints
 
 
 class OnlyHere:
