@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import itertools
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -21,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import leftovers
 import numpy as np
 import pytest
 from conftest import PROCESSES, context_of, processes
@@ -329,6 +331,45 @@ def test_when_descriptors_run_out(tmp_path: Path, start_method: str) -> None:
     """
     done = run(tmp_path, script.replace("METHOD", start_method))
     assert (done.stdout, done.stderr) == ("['error', 'results']\n", "")
+
+
+@not_fork
+def test_a_start_that_fails_half_way_leaves_nothing(start_method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each descriptor that Python makes for it is refused in its turn, and nothing waits for the garbage collector."""
+    what = {"spawn": "pipe", "forkserver": "dup"}[start_method]
+    make = getattr(os, what)
+
+    def start(refused: int) -> bool:
+        """Returns whether so many descriptors were made."""
+        numbers = itertools.count()
+
+        def refuse(*args: int) -> Any:
+            if next(numbers) == refused:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return make(*args)
+
+        with monkeypatch.context() as patched, WorkerPool(n_jobs=1, start_method=start_method) as pool:
+            patched.setattr(os, what, refuse)
+            try:
+                pool.map(double, range(3))
+            except OSError as error:
+                assert "Too many open files" in str(error)  # noqa: PT017
+                return True
+        return False
+
+    start(-1)
+    before = leftovers.snapshot()
+    gc.disable()
+    try:
+        for refused in itertools.count():
+            more = start(refused)
+            assert leftovers.new_descriptors(before, leftovers.snapshot()) == []
+            assert leftovers.all_end({process.pid for process in leftovers.descendants()})
+            if not more:
+                break
+    finally:
+        gc.enable()
+    assert refused > 2
 
 
 def open_descriptors(barrier: Any, _: Any) -> int:
