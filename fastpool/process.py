@@ -185,14 +185,14 @@ class FreshProcess(popen_spawn_posix.Popen):
 
 
 class ServedProcess(popen_forkserver.Popen):
-    """A fork of the server's. Its start leaves nothing when it fails: ``multiprocessing``'s would leave a process that
-    waits, and both its pipes."""
+    """A fork of the server's. It ignores SIGINT from the first that it is sent, and its start leaves nothing when it
+    fails: ``multiprocessing``'s would leave a process that waits, and both its pipes."""
 
     def _launch(self, worker: Any) -> None:
         message = io.BytesIO()
         context.set_spawning_popen(self)
         try:
-            reduction.dump(spawn.get_preparation_data(worker.name), message)
+            reduction.dump({"interrupts": Ignored(), **spawn.get_preparation_data(worker.name)}, message)
             reduction.dump(worker, message)
         finally:
             context.set_spawning_popen(None)
@@ -207,6 +207,13 @@ class ServedProcess(popen_forkserver.Popen):
             raise
         finally:
             os.close(inlet)
+
+
+class Ignored:
+    """Unpickling this ignores SIGINT."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return signal.signal, (signal.SIGINT, signal.SIG_IGN)
 
 
 class SpawnPopen(Popen):

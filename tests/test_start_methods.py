@@ -607,6 +607,24 @@ def test_a_program_that_workers_cannot_import_with_dill(tmp_path: Path, start_me
 # ---------------------------------------------------------------- interrupted and orphaned starts
 
 
+@not_fork
+def test_an_interrupt_does_not_end_a_worker_that_imports_the_main_program(tmp_path: Path, start_method: str) -> None:
+    """Ctrl-C reaches the whole group; what it means, the parent decides."""
+    script = """
+    import multiprocessing, os, signal
+    from fastpool import WorkerPool
+    if __name__ == "__main__":
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+        multiprocessing.set_forkserver_preload([])  # each worker imports it for itself
+        with WorkerPool(2, start_method="METHOD") as pool:
+            print(pool.map(abs, range(4)))
+    else:
+        os.kill(os.getpid(), signal.SIGINT)
+    """
+    done = run(tmp_path, script.replace("METHOD", start_method))
+    assert (done.stdout, done.stderr) == ("[0, 1, 2, 3]\n", "")
+
+
 def test_ctrl_c_while_workers_start_is_not_lost(tmp_path: Path, start_method: str) -> None:
     script = """
     import gc, multiprocessing, os, signal, subprocess
