@@ -41,6 +41,7 @@ LAZY = ["imap", "imap_unordered"]
 METHODS = ["map", "map", "map_unordered", *LAZY]
 STARTS = {"fork": 60, "threading": 15, "spawn": 1, "forkserver": 1}  # how often
 PR_SET_CHILD_SUBREAPER = 36
+libc = ctypes.CDLL(None)
 
 
 # ---------------------------------------------------------------- tasks; importable, for spawned workers
@@ -262,25 +263,28 @@ class Book:
     path : str
         The file that workers write to.
     whole : bool
-        No worker has been killed since the last look: all that came up must have told.
+        No worker has been killed since all had ended: those that came up will tell.
     """
 
     path: str
     whole: bool = True
-    seen: set[str] = field(default_factory=set)
+    settled: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.functions = {"worker_init": partial(arrive, self.path), "worker_exit": leave}
 
-    def look(self, told: list[str]) -> str | None:
-        """What is wrong with the exit results of workers that have all ended, or None."""
+    def look(self, told: list[str], all_ended: bool) -> str | None:
+        """What is wrong with exit results, or None."""
         came = set(Path(self.path).read_text().split())
-        silent = came - self.seen - set(told)
-        whole, self.whole, self.seen = self.whole, True, came
         if len(set(told)) != len(told):
             return "worker_exit ran twice in a worker"
         if not set(told) <= came:
             return "worker_exit ran without worker_init"
+        self.settled |= set(told)
+        if not all_ended:
+            return None
+        silent = came - self.settled
+        whole, self.whole, self.settled = self.whole, True, came
         return f"{len(silent)} workers have no exit result" if whole and silent else None
 
 
@@ -322,15 +326,15 @@ class Soak:
                     plan.options |= book.functions | pick.choice([{}, {"always_exit": True}])
                     book.whole &= not shoot and plan.kills_nobody
                 wrong = plan.check(pool)
-                if wrong is None and book is not None and not options["keep_alive"] and plan.most is None:
-                    wrong = book.look(pool.get_exit_results())
+                if wrong is None and book is not None:
+                    wrong = book.look(pool.get_exit_results(), not options["keep_alive"] and plan.most is None)
                 self.counts["maps"] += 1
                 if wrong is not None:
                     what = f"{plan.method} {plan.function.__name__} {plan.options}, {plan.most} results"
                     self.faults.append(f"{wrong}: {what} in {options}, shot at: {shoot}")
             if pick.random() < 0.5 and not shoot:
                 pool.stop_and_join()
-                if book is not None and (wrong := book.look(pool.get_exit_results())):
+                if book is not None and (wrong := book.look(pool.get_exit_results(), True)):
                     self.faults.append(f"{wrong}: at the end of {options}")
 
     @contextmanager
@@ -364,6 +368,8 @@ def nobody() -> Iterator[None]:
 def measure() -> dict[str, int]:
     """What this process holds now."""
     gc.collect()
+    if hasattr(libc, "malloc_trim"):  # what is free, each thread's arena keeps
+        libc.malloc_trim(0)
     shared = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssShmem"))
     private = int(Path("/proc/self/statm").read_text().split()[1]) * PAGE - int(shared.split()[1]) * 1024
     return {
@@ -398,12 +404,11 @@ def processes() -> dict[int, str]:
 @contextmanager
 def adopting() -> Iterator[None]:
     """A block in which whoever loses its parent, and comes from this process, is this process's child."""
-    prctl = ctypes.CDLL(None).prctl
-    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
         yield
     finally:
-        prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 def growth(samples: list[dict[str, int]]) -> dict[str, int]:

@@ -119,15 +119,17 @@ def test_exit_results_are_checked(tmp_path: Path) -> None:
     arrive(book.path)
     name = leave()
     path.write_text(f"{name}\nanother\n")
-    assert book.look([name, "another"]) is None
-    assert book.look([name]) is None  # nobody has come since
+    assert book.look([name], False) is None
+    assert book.look(["another"], True) is None
+    assert book.look(["another"], True) is None  # nobody has come since
     path.write_text(f"{name}\nanother\nlate\n")
     book.whole = False
-    assert book.look([name]) is None
+    assert book.look([], True) is None
     path.write_text(f"{name}\nanother\nlate\nlater\n")
-    assert book.look(["another"]) == "1 workers have no exit result"
-    assert book.look([name, name]) == "worker_exit ran twice in a worker"
-    assert book.look(["nobody"]) == "worker_exit ran without worker_init"
+    assert book.look([], False) is None
+    assert book.look(["another"], True) == "1 workers have no exit result"
+    assert book.look([name, name], False) == "worker_exit ran twice in a worker"
+    assert book.look(["nobody"], False) == "worker_exit ran without worker_init"
     with pytest.raises(AttributeError):
         leave()
 
