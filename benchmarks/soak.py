@@ -1,28 +1,33 @@
 """`python -m benchmarks.soak --minutes N`: random maps against a plain-Python oracle, for as long as you like.
 
 Pools of every kind run maps of every kind; tasks raise, kill their workers, return what is large; somebody shoots
-workers. Each outcome is compared with what a plain loop says. In the end memory, descriptors, threads and processes are
-compared with what they were after the first tenth of the time: growth fails the run.
+workers. Each outcome is compared with what a plain loop says, and what exit functions return with who has come up. In
+the end memory, descriptors, threads and processes are compared with what they were after the first tenth of the time:
+growth fails the run, and so does a process that is left, orphans too.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import itertools
 import logging
-import multiprocessing
 import os
 import random
 import signal
 import statistics
 import sys
+import tempfile
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +39,9 @@ MOST_GROWTH = {"memory": 32 << 20, "shared memory": 16 << 20, "descriptors": 2, 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 LAZY = ["imap", "imap_unordered"]
 METHODS = ["map", "map", "map_unordered", *LAZY]
+STARTS = {"fork": 60, "threading": 15, "spawn": 1, "forkserver": 1}  # how often
+PR_SET_CHILD_SUBREAPER = 36
+libc = ctypes.CDLL(None)
 
 
 # ---------------------------------------------------------------- tasks; importable, for spawned workers
@@ -85,6 +93,25 @@ def seldom_slow(x: Any) -> Any:
     return -x
 
 
+_own = threading.local()
+
+
+def arrive(book: str) -> None:
+    """A worker's name, in the book of those that have come up."""
+    if hasattr(_own, "name"):
+        raise RuntimeError("worker_init ran twice in a worker")
+    _own.name = uuid.uuid4().hex
+    with open(book, "a") as file:
+        file.write(f"{_own.name}\n")
+
+
+def leave() -> str:
+    """The same name, once."""
+    name: str = _own.name
+    del _own.name
+    return name
+
+
 NUMBERS: list[Callable[[Any], Any]] = [square, same, nested, large, array_of, fail_at_some, die_at_some, seldom_slow]
 
 
@@ -109,6 +136,13 @@ class Plan:
         first = list(itertools.islice(results, self.most))
         results.close()
         return first
+
+    @property
+    def kills_nobody(self) -> bool:
+        """Each of its workers ends by itself: no error stops them, and none dies."""
+        if self.most is not None or isinstance(self.expected, type):
+            return False
+        return self.function is not die_at_some or not any(isinstance(x, WorkerDiedError) for x in self.expected)
 
     def check(self, pool: WorkerPool) -> str | None:
         """What is wrong, or None."""
@@ -217,6 +251,43 @@ def more_options(pick: random.Random, plan: Plan) -> None:
         plan.most = pick.choice([0, 1, 20])
 
 
+# ---------------------------------------------------------------- worker_init and worker_exit
+
+
+@dataclass
+class Book:
+    """Who has come up, and who has told on leaving.
+
+    Attributes
+    ----------
+    path : str
+        The file that workers write to.
+    whole : bool
+        No worker has been killed since all had ended: those that came up will tell.
+    """
+
+    path: str
+    whole: bool = True
+    settled: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.functions = {"worker_init": partial(arrive, self.path), "worker_exit": leave}
+
+    def look(self, told: list[str], all_ended: bool) -> str | None:
+        """What is wrong with exit results, or None."""
+        came = set(Path(self.path).read_text().split())
+        if len(set(told)) != len(told):
+            return "worker_exit ran twice in a worker"
+        if not set(told) <= came:
+            return "worker_exit ran without worker_init"
+        self.settled |= set(told)
+        if not all_ended:
+            return None
+        silent = came - self.settled
+        whole, self.whole, self.settled = self.whole, True, came
+        return f"{len(silent)} workers have no exit result" if whole and silent else None
+
+
 # ---------------------------------------------------------------- the run
 
 
@@ -230,29 +301,41 @@ class Soak:
 
     def round(self) -> None:
         """One pool: a few maps."""
+        with tempfile.NamedTemporaryFile() as file:
+            self.use_pool(Book(file.name) if self.pick.random() < 0.5 else None)
+        self.counts["pools"] += 1
+
+    def use_pool(self, book: Book | None) -> None:
         pick = self.pick
-        method = pick.choices(["fork", "spawn", "forkserver"], [60, 1, 1])[0]
+        method = pick.choices(list(STARTS), list(STARTS.values()))[0]
         options: dict[str, Any] = {
             "n_jobs": pick.randint(1, 4),
             "start_method": method,
             "keep_alive": pick.random() < 0.5,
+            "order_tasks": pick.random() < 0.3,
             "memory_limit": pick.choice([None, None, 8 << 20]),
         }
         shoot = pick.random() < 0.3 and method == "fork"
         with WorkerPool(**options) as pool, self.killer(pool) if shoot else nobody():
             for _ in range(pick.randint(1, 5)):
                 plan = (plan_array if pick.random() < 0.3 else plan_numbers)(pick, 200 if shoot else 0)
-                if shoot and plan.function is die_at_some:
-                    continue  # its tasks would be tried too often
+                if plan.function is die_at_some and (shoot or method == "threading"):
+                    continue  # its tasks would be tried too often; it would be this process that dies
                 more_options(pick, plan)
+                if book is not None:
+                    plan.options |= book.functions | pick.choice([{}, {"always_exit": True}])
+                    book.whole &= not shoot and plan.kills_nobody
                 wrong = plan.check(pool)
+                if wrong is None and book is not None:
+                    wrong = book.look(pool.get_exit_results(), not options["keep_alive"] and plan.most is None)
                 self.counts["maps"] += 1
                 if wrong is not None:
                     what = f"{plan.method} {plan.function.__name__} {plan.options}, {plan.most} results"
                     self.faults.append(f"{wrong}: {what} in {options}, shot at: {shoot}")
             if pick.random() < 0.5 and not shoot:
                 pool.stop_and_join()
-        self.counts["pools"] += 1
+                if book is not None and (wrong := book.look(pool.get_exit_results(), True)):
+                    self.faults.append(f"{wrong}: at the end of {options}")
 
     @contextmanager
     def killer(self, pool: WorkerPool) -> Iterator[None]:
@@ -285,6 +368,8 @@ def nobody() -> Iterator[None]:
 def measure() -> dict[str, int]:
     """What this process holds now."""
     gc.collect()
+    if hasattr(libc, "malloc_trim"):  # what is free, each thread's arena keeps
+        libc.malloc_trim(0)
     shared = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssShmem"))
     private = int(Path("/proc/self/statm").read_text().split()[1]) * PAGE - int(shared.split()[1]) * 1024
     return {
@@ -292,8 +377,38 @@ def measure() -> dict[str, int]:
         "shared memory": int(shared.split()[1]) * 1024,
         "descriptors": len(os.listdir("/proc/self/fd")),
         "threads": threading.active_count(),
-        "processes": len(multiprocessing.active_children()),
+        "processes": len(processes()),
     }
+
+
+def processes() -> dict[int, str]:
+    """Commands of the processes that come from this one, by their ids: its children, zombies too, and all theirs."""
+    children: dict[int, list[tuple[int, str]]] = {}
+    for entry in os.listdir("/proc"):
+        with suppress(OSError):  # gone meanwhile
+            if entry.isdigit():
+                name, _, status = Path(f"/proc/{entry}/stat").read_text(errors="replace").rpartition(")")
+                state, parent = status.split()[:2]
+                if state != "Z" or int(parent) == os.getpid():  # else somebody else's, who will see to it
+                    command = Path(f"/proc/{entry}/cmdline").read_text(errors="replace").replace("\0", " ")
+                    children.setdefault(int(parent), []).append((int(entry), command or f"{name}), a zombie"))
+    found: dict[int, str] = {}
+    parents = [os.getpid()]
+    while parents:
+        family = children.get(parents.pop(), [])
+        found |= family
+        parents += [pid for pid, _ in family]
+    return found
+
+
+@contextmanager
+def adopting() -> Iterator[None]:
+    """A block in which whoever loses its parent, and comes from this process, is this process's child."""
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 def growth(samples: list[dict[str, int]]) -> dict[str, int]:
@@ -313,12 +428,19 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     logging.getLogger("fastpool").setLevel(logging.ERROR)
     soak, samples = Soak(random.Random(given.seed)), []
+    resource_tracker.ensure_running()
+    forkserver.ensure_running()  # multiprocessing's own processes are no growth
+    before = processes()
     began = time.monotonic()
-    while time.monotonic() - began < given.minutes * 60 and not soak.faults:
-        soak.round()
-        if soak.counts["pools"] % 10 == 0:
-            samples.append(measure())
-    samples.append(measure())
+    with adopting():
+        while time.monotonic() - began < given.minutes * 60 and not soak.faults:
+            soak.round()
+            if soak.counts["pools"] % 10 == 0:
+                samples.append(measure())
+        samples.append(measure())
+        soak.faults += [
+            f"process {pid} is left: {command}" for pid, command in processes().items() if pid not in before
+        ]
     print(
         f"{time.monotonic() - began:.0f} s, seed {given.seed}: "
         + ", ".join(f"{soak.counts[k]} {k}" for k in ("maps", "pools", "shots"))

@@ -19,7 +19,18 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import connection, context, forkserver, process, resource_tracker, spawn, util
+from multiprocessing import (
+    connection,
+    context,
+    forkserver,
+    popen_forkserver,
+    popen_spawn_posix,
+    process,
+    reduction,
+    resource_tracker,
+    spawn,
+    util,
+)
 from typing import Any
 
 from fastpool._native import Detached, Segment
@@ -162,6 +173,49 @@ class ForkPopen(Popen):
             os._exit(code)
 
 
+class FreshProcess(popen_spawn_posix.Popen):
+    """A spawned process; what its start has opened is closed when that fails, not when somebody collects garbage."""
+
+    def _launch(self, worker: Any) -> None:
+        try:
+            super()._launch(worker)  # type: ignore[misc]
+        except BaseException:
+            self.close()
+            raise
+
+
+class ServedProcess(popen_forkserver.Popen):
+    """A fork of the server's. It ignores SIGINT from the first that it is sent, and its start leaves nothing when it
+    fails: ``multiprocessing``'s would leave a process that waits, and both its pipes."""
+
+    def _launch(self, worker: Any) -> None:
+        message = io.BytesIO()
+        context.set_spawning_popen(self)
+        try:
+            reduction.dump({"interrupts": Ignored(), **spawn.get_preparation_data(worker.name)}, message)
+            reduction.dump(worker, message)
+        finally:
+            context.set_spawning_popen(None)
+        self.sentinel, inlet = forkserver.connect_to_new_process(self._fds)  # type: ignore[attr-defined]
+        self.finalizer = util.Finalize(self, os.close, (self.sentinel,))
+        try:
+            with open(inlet, "wb", closefd=False) as pipe:
+                pipe.write(message.getvalue())
+            self.pid = forkserver.read_signed(self.sentinel)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            os.close(inlet)
+
+
+class Ignored:
+    """Unpickling this ignores SIGINT."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return signal.signal, (signal.SIGINT, signal.SIG_IGN)
+
+
 class SpawnPopen(Popen):
     """A new interpreter, started by ``multiprocessing``."""
 
@@ -197,9 +251,7 @@ class SpawnPopen(Popen):
         resource_tracker.ensure_running()
 
     def _start(self, worker: WorkerProcess) -> Any:
-        from multiprocessing import popen_spawn_posix
-
-        return popen_spawn_posix.Popen(worker)
+        return FreshProcess(worker)
 
     def _status_fd(self, started: Any) -> int:
         return -1
@@ -214,10 +266,8 @@ class ForkServerPopen(SpawnPopen):
         forkserver.ensure_running()
 
     def _start(self, worker: WorkerProcess) -> Any:
-        from multiprocessing import popen_forkserver
-
         check_room(SERVER_DESCRIPTORS)
-        return popen_forkserver.Popen(worker)
+        return ServedProcess(worker)
 
     def _status_fd(self, started: Any) -> int:
         try:

@@ -117,7 +117,8 @@ def pack(shared_objects: Any, serializer: Serializer) -> Packed:
         pickler = serializer.pickler(stream, reduce_array, buffers.append)  # public arrays stay where they are
         pickler.dispatch_table = reduction.ForkingPickler(stream).dispatch_table  # what travels only at a start
         pickler.dump(shared_objects)
-        parts = [stream.getbuffer(), *(buffer.raw() for buffer in buffers)]
+        # No view of the stream: in a cycle of garbage, as errors make them, it makes Python 3.12 crash (gh-111049).
+        parts = [memoryview(stream.getvalue()), *(buffer.raw() for buffer in buffers)]
     except Exception as error:
         raise unsendable(error, "shared_objects", None, None, f"{type(error).__qualname__}: {error}") from error
     finally:

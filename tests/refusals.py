@@ -31,6 +31,7 @@ import gc
 import json
 import mmap
 import os
+import re
 import resource
 import signal
 import struct
@@ -331,11 +332,14 @@ class Trial:
 
 
 def names_what(error: BaseException) -> bool:
+    """Does an error's text say more than the system's own?"""
     if isinstance(error, FastpoolError):
         return True
-    if isinstance(error, OSError):
-        return bool(error.strerror) and error.strerror != os.strerror(error.errno)
-    return len(str(error).split()) > 3
+    text = (error.strerror or "") if isinstance(error, OSError) else str(error)
+    text = re.sub(r"\[Errno \d+\]", "", text)
+    for bare in sorted(map(os.strerror, errno.errorcode), key=len, reverse=True):  # some begin with others
+        text = text.replace(bare, "")
+    return len(re.findall(r"\w+", text)) > 1
 
 
 def trial(plan: Refusal) -> Outcome:

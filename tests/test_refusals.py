@@ -236,6 +236,9 @@ def test_the_server_notices() -> None:
     assert not is_right("range", [2 * x for x in range(199)])
     assert is_right("array", 2 * NUMBERS)
     assert not is_right("array", list(2 * NUMBERS))
-    bare = os.strerror(errno.EMFILE)
-    assert not names_what(OSError(errno.EMFILE, bare))
-    assert names_what(OSError(errno.EMFILE, f"cannot open it: {bare}"))
+    for number in errno.errorcode:
+        bare = OSError(number, os.strerror(number))
+        for text in (bare.strerror, str(bare), f"{bare.strerror}: None", ""):
+            assert not names_what(OSError(number, text))
+            assert not names_what(MemoryError(text))
+        assert names_what(OSError(number, f"cannot open it: {bare.strerror}"))

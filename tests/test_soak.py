@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
+import signal
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.soak import Plan, Soak, equal, growth, main
+from benchmarks.soak import Book, Plan, Soak, arrive, equal, growth, leave, main
 
 
 @pytest.mark.timeout(120)
@@ -87,3 +91,51 @@ def test_a_round_runs_maps() -> None:
     assert soak.counts["pools"] == 1
     assert soak.counts["maps"] >= 1
     assert not soak.faults
+
+
+def test_an_orphan_is_seen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A process whose parent has ended is no child that multiprocessing knows."""
+    orphans: list[int] = []
+
+    def leave_one(soak: Soak) -> None:
+        if not orphans:
+            script = "sleep 100 > /dev/null 2>&1 & echo $!"
+            orphans.append(int(subprocess.run(["sh", "-c", script], capture_output=True, check=True).stdout))
+        soak.counts["pools"] += 1
+
+    monkeypatch.setattr(Soak, "round", leave_one)
+    try:
+        assert main(["--minutes", "0.001"]) == 1
+    finally:
+        os.kill(orphans[0], signal.SIGKILL)
+        os.waitpid(orphans[0], 0)
+    assert f"WRONG: process {orphans[0]} is left: sleep 100" in capsys.readouterr().out
+
+
+def test_exit_results_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "book"
+    path.write_text("")
+    book = Book(str(path))
+    arrive(book.path)
+    name = leave()
+    path.write_text(f"{name}\nanother\n")
+    assert book.look([name], False) is None
+    assert book.look(["another"], True) is None
+    assert book.look(["another"], True) is None  # nobody has come since
+    path.write_text(f"{name}\nanother\nlate\n")
+    book.whole = False
+    assert book.look([], True) is None
+    path.write_text(f"{name}\nanother\nlate\nlater\n")
+    assert book.look([], False) is None
+    assert book.look(["another"], True) == "1 workers have no exit result"
+    assert book.look([name, name], False) == "worker_exit ran twice in a worker"
+    assert book.look(["nobody"], False) == "worker_exit ran without worker_init"
+    with pytest.raises(AttributeError):
+        leave()
+
+
+def test_a_worker_comes_up_once(tmp_path: Path) -> None:
+    arrive(str(tmp_path / "book"))
+    with pytest.raises(RuntimeError, match="ran twice"):
+        arrive(str(tmp_path / "book"))
+    leave()

@@ -4,6 +4,9 @@ every usual kind of main program. What must be the same is tested where it belon
 from __future__ import annotations
 
 import contextlib
+import errno
+import gc
+import itertools
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -19,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import leftovers
 import numpy as np
 import pytest
 from conftest import PROCESSES, context_of, processes
@@ -237,6 +241,29 @@ def test_shared_objects_that_cannot_be_pickled(start_method: str) -> None:
         assert multiprocessing.active_children() == []
 
 
+@not_fork
+def test_an_error_of_shared_objects_can_be_garbage(start_method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what its traceback keeps alive nothing makes Python 3.12 crash, or another complain."""
+
+    def refuse(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    complaints: list[Any] = []
+    monkeypatch.setattr(os, "pwrite", refuse)
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    with WorkerPool(n_jobs=1, shared_objects="shared", start_method=start_method) as pool:
+        try:
+            pool.map(double, range(3))
+        except OSError as error:
+            cycle: list[Any] = [error]
+            cycle.append(cycle)
+            del cycle
+        else:
+            pytest.fail("the refusal was not noticed")
+    gc.collect()
+    assert not complaints
+
+
 class OnlyHere:
     def __reduce__(self) -> Any:
         return _must_be, (os.getpid(),)
@@ -304,6 +331,45 @@ def test_when_descriptors_run_out(tmp_path: Path, start_method: str) -> None:
     """
     done = run(tmp_path, script.replace("METHOD", start_method))
     assert (done.stdout, done.stderr) == ("['error', 'results']\n", "")
+
+
+@not_fork
+def test_a_start_that_fails_half_way_leaves_nothing(start_method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each descriptor that Python makes for it is refused in its turn, and nothing waits for the garbage collector."""
+    what = {"spawn": "pipe", "forkserver": "dup"}[start_method]
+    make = getattr(os, what)
+
+    def start(refused: int) -> bool:
+        """Returns whether so many descriptors were made."""
+        numbers = itertools.count()
+
+        def refuse(*args: int) -> Any:
+            if next(numbers) == refused:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return make(*args)
+
+        with monkeypatch.context() as patched, WorkerPool(n_jobs=1, start_method=start_method) as pool:
+            patched.setattr(os, what, refuse)
+            try:
+                pool.map(double, range(3))
+            except OSError as error:
+                assert "Too many open files" in str(error)  # noqa: PT017
+                return True
+        return False
+
+    start(-1)
+    before = leftovers.snapshot()
+    gc.disable()
+    try:
+        for refused in itertools.count():
+            more = start(refused)
+            assert leftovers.new_descriptors(before, leftovers.snapshot()) == []
+            assert leftovers.all_end({process.pid for process in leftovers.descendants()})
+            if not more:
+                break
+    finally:
+        gc.enable()
+    assert refused > 2
 
 
 def open_descriptors(barrier: Any, _: Any) -> int:
@@ -539,6 +605,24 @@ def test_a_program_that_workers_cannot_import_with_dill(tmp_path: Path, start_me
 
 
 # ---------------------------------------------------------------- interrupted and orphaned starts
+
+
+@not_fork
+def test_an_interrupt_does_not_end_a_worker_that_imports_the_main_program(tmp_path: Path, start_method: str) -> None:
+    """Ctrl-C reaches the whole group; what it means, the parent decides."""
+    script = """
+    import multiprocessing, os, signal
+    from fastpool import WorkerPool
+    if __name__ == "__main__":
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+        multiprocessing.set_forkserver_preload([])  # each worker imports it for itself
+        with WorkerPool(2, start_method="METHOD") as pool:
+            print(pool.map(abs, range(4)))
+    else:
+        os.kill(os.getpid(), signal.SIGINT)
+    """
+    done = run(tmp_path, script.replace("METHOD", start_method))
+    assert (done.stdout, done.stderr) == ("[0, 1, 2, 3]\n", "")
 
 
 def test_ctrl_c_while_workers_start_is_not_lost(tmp_path: Path, start_method: str) -> None:
