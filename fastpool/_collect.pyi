@@ -19,7 +19,7 @@ class Collector:
     failures: list[tuple[int, int, int | None, Any]]
     exits: list[Any]
     applied: list[tuple[int, int, int, Any]]
-    applies_rest: bool
+    applies_rested_at: int | None
     is_closing: bool
     def __new__(cls, segment: Segment, loads: Callable[..., Any]) -> Self: ...
     def begin(

@@ -154,6 +154,7 @@ class MapRun:
         """Make the job known, and have workers for it."""
         self.supervisor.wanted_by_map = self.workers
         self._publish()
+        self.supervisor.turn_of = self._turn_of if self.job.in_turn else None
         self.segment.wake(self.n_jobs)
         if not self.supervisor.living and self._is_little():
             self._try_one_worker()
@@ -337,13 +338,21 @@ class MapRun:
             self.supervisor.start_workers(wanted + self.supervisor.busy_with_applies, self._has_unclaimed)
             return
         assert self.feed is not None
-        if self.supervisor.deaths or (self.recovery is not None and self.recovery.unsettled):
-            return  # what a dead worker has left of its chunk is not known yet
         for worker_id in self.supervisor.free_lanes:
-            chunk = self.feed.next_for(worker_id, self.n_jobs)
-            if chunk < self.feed.published:
+            chunk = self._turn_of(worker_id)
+            if chunk is not None and chunk < self.feed.published:
                 self.segment.begin_at(worker_id, chunk)
                 self.supervisor.start_worker(worker_id)
+
+    def _turn_of(self, worker_id: int) -> int | None:
+        """In an ordered job, the chunk that the next worker in this lane takes first; None: what a dead worker has left
+        of its chunk is not known yet."""
+        assert self.feed is not None
+        if self.supervisor.deaths and self.recovery is not None:
+            self.supervisor.settle(self.recovery)
+        if self.supervisor.deaths or (self.recovery is not None and self.recovery.unsettled):
+            return None
+        return self.feed.next_for(worker_id, self.n_jobs)
 
     def _has_unclaimed(self) -> bool:
         if self.feed is not None and not self.feed.exhausted:
