@@ -55,6 +55,10 @@ claim-lines-first|claim|error|-DMUTATE_LINES_FIRST
 claim-collect-first|claim|error|-DMUTATE_COLLECT_FIRST
 claim-intent-ignored|claim|error|-DMUTATE_INTENT_IGNORED
 claim-numbers-of-intents-only|claim|error|-DMUTATE_NUMBERS_OF_INTENTS_ONLY $repeat
+channels|channels|whole|
+channels-no-channel|channels|error|-DMUTATE_NO_CHANNEL
+channels-one-job-word|channels|error|-DMUTATE_ONE_JOB_WORD
+channels-begun-first|channels|error|-DMUTATE_BEGUN_FIRST -DDEATHS=0
 calls|calls|whole|
 calls-no-barrier|calls|error|-DMUTATE_NO_BARRIER
 calls-look-first|calls|error|-DMUTATE_LOOK_FIRST
@@ -65,6 +69,7 @@ END
     cat << END
 bell-2-deaths|bell|whole|-DDEATHS=2
 claim-2-deaths|claim|whole|-DDEATHS=2
+channels-2-maps|channels|whole|-DMAPS=2
 claim-abandon-death|claim|whole|-DABANDON
 claim-numbers-repeat-death|claim|whole|-DDEATHS=1 -DTASKS=1 -DJOBS=4 -DNUMBERS=3
 END
