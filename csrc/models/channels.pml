@@ -14,7 +14,7 @@
 #define DEATHS 1
 #endif
 #ifndef MAPS
-#define MAPS 1 /* one after another, while the job of applies stays */
+#define MAPS 1 /* with 2, while the job of applies stays, the search is not known to end in 4 GB */
 #endif
 #ifndef TASKS
 #define TASKS 1 /* of each map */

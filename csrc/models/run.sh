@@ -2,7 +2,7 @@
 # Check the models of the protocol (../README.md) with spin: each model whole, without an error, and then each of
 # its mutations, in which an error must be found: a model that cannot fail proves nothing.
 #
-#   csrc/models/run.sh             about two minutes on two cores, each search below 1.3 GB
+#   csrc/models/run.sh             about four minutes on two cores, each search below 1.3 GB
 #   FULL=1 csrc/models/run.sh      larger searches too, a minute or two and up to 2.6 GB each
 #   csrc/models/run.sh NAME        only the run of that name
 #   BUILD=… JOBS=… CC=…            where to build (default ../../build/models), how many at once (2), with what
@@ -69,7 +69,6 @@ END
     cat << END
 bell-2-deaths|bell|whole|-DDEATHS=2
 claim-2-deaths|claim|whole|-DDEATHS=2
-channels-2-maps|channels|whole|-DMAPS=2
 claim-abandon-death|claim|whole|-DABANDON
 claim-numbers-repeat-death|claim|whole|-DDEATHS=1 -DTASKS=1 -DJOBS=4 -DNUMBERS=3
 END
