@@ -10,7 +10,7 @@ cdef class Applies:
     cdef BufferEncoder encoder
     cdef readonly uint64_t published
     cdef uint64_t users[FP_APPLY_SLOTS]  # by unit modulo FP_APPLY_SLOTS: 1 + the unit whose slot it is, 0: free
-    cdef dict out                        # by unit, of those not collected: (offsets of blocks, what they refer to, result)
+    cdef dict out                        # by unit, until collected: (offsets of blocks, what they refer to, result)
 
     cdef bint has_slot(self) except -1
     cdef int give_slot_back(self, uint64_t unit) except -1

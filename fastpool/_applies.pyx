@@ -40,6 +40,11 @@ cdef class Applies:
         """What their results are to be put into."""
         return iter([result for _, _, result in self.out.values()])
 
+    @property
+    def oldest(self) -> int | None:
+        """The first unit that is not collected."""
+        return next(iter(self.out), None)
+
     def get(self, unit):
         """What the result of an apply is to be put into; None: it is not out."""
         cdef tuple entry = self.out.get(unit)

@@ -20,7 +20,7 @@ class Collector:
     rested_at: int | None
     failures: list[tuple[int, int, int | None, Any]]
     exits: list[Any]
-    applies_rest: bool
+    applies_rested_at: int | None
     is_closing: bool
     def __new__(cls, segment: Segment, loads: Callable[..., Any]) -> Self: ...
     def begin(

@@ -107,7 +107,7 @@ cdef class Collector:
     cdef readonly bint is_closing     # failures raise nothing any more
     cdef Applies applies              # or None
     cdef object applied               # deque of (result that is asked for, worker, APPLY_*, value), as they come
-    cdef readonly bint applies_rest   # the same as `rested_at`, of applies: all that is claimed is collected
+    cdef readonly object applies_rested_at  # the same as `rested_at`, of applies
 
     def __cinit__(self, Segment segment, loads):
         cdef int i
@@ -333,7 +333,7 @@ cdef class Collector:
         """Decode the items of a view and release them."""
         cdef const unsigned char *at = view.at
         cdef uint32_t count = view.count
-        if view.phase == FP_PHASE_TASK and self.applies is not None and view.job == (self.segment.applies & 0xFF):
+        if view.phase == FP_PHASE_TASK and self.segment.applies and view.job == (self.segment.applies & 0xFF):
             self.take_apply(worker, view, &at)
             count = 1
         elif self.way == COLLECT_NOTHING and view.phase != FP_PHASE_EXIT:
@@ -537,7 +537,7 @@ cdef class Collector:
         cdef int worker
         cdef int why
         self.rested_at = None
-        self.applies_rest = False
+        self.applies_rested_at = None
         if self.patience == 0:
             self.patience = now_ns() + SILENCE_NS
         for worker in range(self.segment.lanes):
@@ -553,6 +553,6 @@ cdef class Collector:
         self.patience = 0
         if why == FP_WAIT_TIMEOUT:
             self.rested_at = self.segment.all_claimed_at_rest(FP_MAP)
-            self.applies_rest = self.segment.applies and self.segment.all_claimed_at_rest(FP_APPLY) is not None
+            self.applies_rested_at = self.segment.all_claimed_at_rest(FP_APPLY) if self.segment.applies else None
             self.segment.ring_everybody()
         return why == FP_WAIT_HANDLE

@@ -938,8 +938,9 @@ cdef class Segment(Arena):
                 if self.pids[worker] and load(fp_line_of(self.at, worker).state) == FP_EXITED]
 
     def command_stop(self, int worker) -> None:
-        """Ask a worker to run its exit function and end once it has nothing to do."""
-        store(fp_control_of(self.at, worker).command, FP_CMD_STOP)
+        """Ask a worker to run its exit function and end once it has nothing to do; unless it is to end at once."""
+        if load(fp_control_of(self.at, worker).command) != FP_CMD_QUIT:
+            store(fp_control_of(self.at, worker).command, FP_CMD_STOP)
         self.ring_worker(worker)
 
     def give_up(self) -> None:
@@ -1059,10 +1060,10 @@ cdef class Segment(Arena):
         fp_gate_open(self.at, FP_APPLY)
         return number
 
-    def limit_applies(self, shortest_ns: int) -> None:
-        """How long the applies that are there may take, at least; 0: none has a limit."""
-        self.shortest_of_applies = shortest_ns
-        self.longest_limit = max(self.longest_limit, self.shortest_of_applies)
+    def limit_applies(self, given_ns: int) -> None:
+        """There is an apply that may take so long; 0: there is none that has a limit."""
+        self.shortest_of_applies = min(given_ns, self.shortest_of_applies or FP_NEVER)
+        self.longest_limit = max(self.longest_limit, given_ns)
 
     cdef uint64_t _begin_job(self, int channel, uint64_t flags, uint32_t n_workers, uint32_t spec, bytes blob,
                              tuple limits) except 0:

@@ -681,8 +681,8 @@ cdef class Loop:
         done = self.out.number - first
         self.out.close()
         took = now_ns() - since - self.out.waited_ns
-        self.tasks += done
         if done and not is_apply:
+            self.tasks += done
             self.task_ns = max(1, took // done)
             poke(self.line.tasks, peek(self.line.tasks) + done)
             poke(self.line.tasks_ns, peek(self.line.tasks_ns) + took)

@@ -48,10 +48,10 @@ class Applier:
     def __init__(self, supervisor: Supervisor, engine: Engine) -> None:
         self.supervisor = supervisor
         self.engine = engine
-        self.changed = engine.changed
         self._waiting: deque[AsyncResult] = deque()  # not handed to the workers yet
         self._feed: Applies | None = None  # has those that are out
         self._applied: deque[Applied] = deque()  # what has come of applies, and is not passed on
+        self._lost: list[AsyncResult] = []  # were out when the segment went
         self._is_encoding = False
         self._is_outdated = False
         self._unclear: list[tuple[int, Death]] = []  # units that dead workers were about to claim
@@ -59,6 +59,10 @@ class Applier:
         self._callbacks: deque[tuple[Callable[[Any], Any], Any]] = deque()
         self._housekeeper: threading.Thread | None = None
         self._keepers: set[threading.Thread] = set()  # this one and those before it, but for those in a callback
+
+    @property
+    def changed(self) -> threading.Condition:
+        return self.engine.changed
 
     # ---------------------------------------------------------------- handing in
 
@@ -86,6 +90,8 @@ class Applier:
             needs_more = self._feed is None or self.supervisor.living < wanted
             if not will_wait and self.engine.is_free:
                 self.changed.notify_all()
+        if job.limit_ns:
+            self.supervisor.call()  # who sleeps has a deadline now
         if needs_more:
             self.rouse()
         return result
@@ -167,7 +173,8 @@ class Applier:
                 self._clear_up()
             if self._waiting and not self._is_encoding:
                 self._open()
-                self._hand_in()
+                if not self._is_outdated or self.supervisor.mapping:
+                    self._hand_in()
         if self._feed is not None and self.supervisor.may_start:
             self.supervisor.start_workers(self.handed_in + self.supervisor.wanted_by_map, self._has_unclaimed)
 
@@ -225,6 +232,7 @@ class Applier:
     def note_death(self, death: Death, unit: int, certain: bool) -> None:
         """A worker that died had claimed this apply, or was about to."""
         with self.changed:
+            self._take()  # it may have been done with it
             if certain:
                 self._lose(unit, death)
             else:
@@ -257,24 +265,34 @@ class Applier:
 
     def check_none_lost(self) -> None:
         """Where all workers rested before the last gathering, what had been claimed by then has been gathered."""
-        if (
-            self.supervisor.collector.applies_rest
-            and self.handed_in
-            and not self._has_unclaimed()
-            and not self._unclear
-        ):
-            raise DamagedMemoryError("applies were claimed that no worker has, and that have no result")
+        rested_at = self.supervisor.collector.applies_rested_at
+        if rested_at is None or self._unclear:
+            return
+        with self.changed:
+            oldest = None if self._feed is None else self._feed.oldest
+            if oldest is not None and oldest < rested_at:
+                raise DamagedMemoryError("applies were claimed that no worker has, and that have no result")
+
+    @property
+    def is_encoding(self) -> bool:
+        """Does this thread encode an apply? If another does, this waits."""
+        with self.changed:
+            return self._is_encoding
+
+    def close(self) -> None:
+        """Hand in no more: the segment is about to go."""
+        with self.changed:
+            self._lost += self._feed or ()
+            self._feed = None
 
     def fail_all(self, error: BaseException) -> None:
         """The workers are gone: this is what became of the applies that are not done."""
         with self.changed:
-            lost = [*(self._feed or ()), *(result for result, *_ in self._applied), *self._waiting]
-            for result in lost:
+            self.close()
+            for result in (*self._lost, *(result for result, *_ in self._applied), *self._waiting):
                 self._settle(result, None, error)
-            self._applied.clear()
-            self._waiting.clear()
-            self._unclear.clear()
-            self._feed = None
+            for emptied in (self._lost, self._applied, self._waiting, self._unclear):
+                emptied.clear()
 
     # ---------------------------------------------------------------- waiting
 
@@ -284,6 +302,8 @@ class Applier:
             return True
         if os.getpid() != self.supervisor.owner_pid:
             raise RuntimeError(f"this result belongs to process {self.supervisor.owner_pid}, not {os.getpid()}")
+        if self.is_encoding:
+            raise RuntimeError("no result is waited for while an argument of an apply is pickled in the same thread")
         deadline = None if timeout is None else time.monotonic() + timeout
         self.serve_until(result.ready, deadline)
         return result.ready()
@@ -341,9 +361,14 @@ class Applier:
         """Have a thread that collects results while nobody waits for them, and runs callbacks."""
         with self.changed:
             if self._housekeeper is None:
-                self._housekeeper = threading.Thread(target=self._keep_house, name="fastpool-housekeeper", daemon=True)
-                self._keepers.add(self._housekeeper)
-                self._housekeeper.start()
+                self._start_housekeeper()
+
+    @uninterrupted
+    def _start_housekeeper(self) -> None:
+        thread = threading.Thread(target=self._keep_house, name="fastpool-housekeeper", daemon=True)
+        thread.start()  # it waits for the lock; if it cannot be started there is none
+        self._housekeeper = thread
+        self._keepers.add(thread)
 
     def _keep_house(self) -> None:
         me = threading.current_thread()
@@ -386,6 +411,9 @@ class Applier:
         time, this does not wait for it."""
         with self.changed:
             thread, self._housekeeper = self._housekeeper, None
+            if os.getpid() != self.supervisor.owner_pid:
+                return
             self.changed.notify_all()
+            self.supervisor.call()  # it may sleep with the engine, for an apply that came just now
             while thread in self._keepers and thread is not threading.current_thread():
                 self.changed.wait()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections.abc import Callable
 
 
@@ -19,6 +21,7 @@ class Engine:
         self._owner: int | None = None
         self._depth = 0
         self._wanted = 0
+        _engines.add(self)
 
     @property
     def is_wanted(self) -> bool:
@@ -46,6 +49,7 @@ class Engine:
                         self.changed.wait()
                 finally:
                     self._wanted -= 1
+                    self.changed.notify_all()  # an exception came: it may be free now for those who gave way
             self._enter()
 
     def try_to_take(self) -> bool:
@@ -73,3 +77,21 @@ class Engine:
             if self._depth == 0:
                 self._owner = None
                 self.changed.notify_all()
+
+    def _forget_threads(self) -> None:
+        """In a fork, which has none but this one: what others held or wanted is nobody's."""
+        self.changed = threading.Condition(threading.RLock())
+        self._wanted = 0
+        if not self.is_mine:
+            self._owner, self._depth = None, 0
+
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _in_fork() -> None:
+    for engine in list(_engines):
+        engine._forget_threads()
+
+
+os.register_at_fork(after_in_child=_in_fork)

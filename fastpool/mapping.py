@@ -154,7 +154,7 @@ class MapRun:
         """Make the job known, and have workers for it."""
         self.supervisor.wanted_by_map = self.workers
         self._publish()
-        self.supervisor.before_start = self._begin_in_turn if self.job.in_turn else None
+        self.supervisor.turn_of = self._turn_of if self.job.in_turn else None
         self.segment.wake(self.n_jobs)
         if not self.supervisor.living and self._is_little():
             self._try_one_worker()
@@ -339,17 +339,20 @@ class MapRun:
             return
         assert self.feed is not None
         for worker_id in self.supervisor.free_lanes:
-            if self.feed.next_for(worker_id, self.n_jobs) < self.feed.published and self._begin_in_turn(worker_id):
+            chunk = self._turn_of(worker_id)
+            if chunk is not None and chunk < self.feed.published:
+                self.segment.begin_at(worker_id, chunk)
                 self.supervisor.start_worker(worker_id)
 
-    def _begin_in_turn(self, worker_id: int) -> bool:
-        """Have the next worker in this lane go on where the last one's chunks end. False: that is not known yet, of one
-        that has died."""
+    def _turn_of(self, worker_id: int) -> int | None:
+        """In an ordered job, the chunk that the next worker in this lane takes first; None: what a dead worker has left
+        of its chunk is not known yet."""
         assert self.feed is not None
+        if self.supervisor.deaths and self.recovery is not None:
+            self.supervisor.settle(self.recovery)
         if self.supervisor.deaths or (self.recovery is not None and self.recovery.unsettled):
-            return False
-        self.segment.begin_at(worker_id, self.feed.next_for(worker_id, self.n_jobs))
-        return True
+            return None
+        return self.feed.next_for(worker_id, self.n_jobs)
 
     def _has_unclaimed(self) -> bool:
         if self.feed is not None and not self.feed.exhausted:

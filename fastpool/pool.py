@@ -26,6 +26,7 @@ from fastpool.supervisor import Supervisor
 EXIT_PRIORITY = 15  # of multiprocessing's own pools: before it joins the children that are left
 
 IS_BUSY = "this pool is busy: another map of it is running"
+IS_ENCODING = "this pool is busy: an argument of an apply is being pickled, by which it is used"
 IS_OVER = "the pool was stopped before this lazy map was exhausted: there are no more results of it"
 IS_UNFINISHED = "this pool is busy: a lazy map of it is unfinished (exhaust its generator, or call its close())"
 
@@ -501,6 +502,9 @@ class WorkerPool:
         if not alone:
             applier.keep_house()
         result = applier.submit(job, will_wait=alone)
+        self._make_finalizer()  # another thread may have stopped the pool meanwhile
+        if not alone:
+            applier.keep_house()
         return result
 
     def _map(self, given: dict[str, Any], ordered: bool) -> Any:
@@ -536,8 +540,10 @@ class WorkerPool:
                 raise RuntimeError(IS_BUSY)
             self._engine.take()  # from a thread that collects results of applies
             took = True
-            if self._supervisor.running:
+            if self._supervisor.running and os.getpid() == self._supervisor.owner_pid:
                 raise RuntimeError(IS_BUSY)
+            if self._applier is not None and self._applier.is_encoding:
+                raise RuntimeError(IS_ENCODING)
             if isinstance(lazy, mapping.MapRun) and lazy.failure is not None:
                 raise lazy.failure
             if self._supervisor.unfinished is not lazy:
@@ -685,7 +691,7 @@ class WorkerPool:
         check_flag("keep_alive", keep_alive)
         applier = self._applier
         if keep_alive:
-            if applier is not None:
+            if applier is not None and os.getpid() == self._supervisor.owner_pid:
                 applier.serve_until(lambda: applier.unfinished == 0)
             return
         with self._exclusively(self._supervisor.unfinished):
@@ -754,12 +760,13 @@ def _finalize(supervisor: Supervisor, thread: threading.RLock, engine: Engine) -
         if not mine or (supervisor.running and engine.is_mine):
             supervisor.abandon()
             return
-        if os.getpid() == supervisor.owner_pid:
-            engine.take()  # from a thread that collects results of applies
-        supervisor.terminate()
-        if supervisor.applier is not None and os.getpid() == supervisor.owner_pid:
-            supervisor.applier.dismiss_housekeeper()
+        engine.take()  # from a thread that collects results of applies
+        try:
+            supervisor.terminate()
+        finally:
             engine.let_go()
+        if supervisor.applier is not None:
+            supervisor.applier.dismiss_housekeeper()
     finally:
         if mine:
             thread.release()

@@ -73,6 +73,9 @@ class AppliesBeside(Protocol):
     def check_none_lost(self) -> None:
         """Has damage swallowed an apply?"""
 
+    def close(self) -> None:
+        """Hand in no more: the segment is about to go."""
+
     def fail_all(self, error: BaseException) -> None:
         """The workers are gone: this is what became of the applies that are not done."""
 
@@ -105,7 +108,7 @@ class Supervisor:
         self.running = False  # this process's own part of a map, or of collecting applies, is
         self.mapping = False  # a map has begun, and neither come to its end nor been left
         self.wanted_by_map = 0  # workers
-        self.before_start: Callable[[int], bool] | None = None  # of the map: may a worker be started in this lane now?
+        self.turn_of: Callable[[int], int | None] | None = None  # see :meth:`start_workers`
         self._is_stopping = False  # no more workers are to be started
         self.unfinished: Any = None  # the lazy map that is neither exhausted nor left
         self.limits = NO_LIMITS  # of the last map
@@ -172,7 +175,7 @@ class Supervisor:
         self._end_map()
 
     def _end_map(self) -> None:
-        self.mapping, self.wanted_by_map, self.before_start = False, 0, None
+        self.mapping, self.wanted_by_map, self.turn_of = False, 0, None
 
     def _log_deaths(self) -> None:
         """Nothing was lost by them."""
@@ -206,6 +209,7 @@ class Supervisor:
                     self.sleep(1)
         self.collector.catch_up()
         if not self.options.keep_alive:
+            self._command_stop()  # those too that were started since, for applies, or were to be kept then
             self._see_out()
         self._take_exit_results()
         if self._left_feed is not None:
@@ -500,12 +504,19 @@ class Supervisor:
         return [worker_id for worker_id in range(self.options.n_jobs) if worker_id not in self._workers]
 
     def start_workers(self, wanted: int, is_needed: Any) -> None:
-        """Start workers until there are `wanted`, or as many as can be, as long as there is something left to claim."""
+        """Start workers until there are `wanted`, or as many as can be, as long as there is something left to claim.
+
+        While an ordered map runs, `turn_of` says which chunk a lane's next worker takes first; None: that is not known.
+        """
         for worker_id in self.free_lanes:
             if len(self._workers) >= wanted or not is_needed():
                 return
-            if self.before_start is None or self.before_start(worker_id):
-                self.start_worker(worker_id)
+            if self.turn_of is not None:
+                turn = self.turn_of(worker_id)
+                if turn is None:
+                    return
+                self.segment.begin_at(worker_id, turn)
+            self.start_worker(worker_id)
 
     def hand_over_lanes(self) -> None:
         """Free the lanes of workers that have written their last word."""
@@ -559,7 +570,8 @@ class Supervisor:
         self.segment.declare_dead(worker_id)
         if apply is not None and self.applier is not None:
             self.applier.note_death(death, *apply)
-        if state != "starting" and (not self.mapping or (apply is not None and apply[1])):
+        is_idle = self.applier is not None and not self.mapping and state not in ("starting", "exiting")
+        if is_idle or (apply is not None and apply[1]):
             logger.warning("%s", death.error([] if apply is None else [range(apply[0], apply[0] + 1)]))
             return
         if self._was_left and death.late is not None and state != "exiting":
@@ -644,7 +656,7 @@ class Supervisor:
     def sleep(self, grain: int, deadline_ns: int | None = None) -> None:
         """Until a worker has `grain` more results, or brings news, or its process ends, or a function of the user's has
         run for long enough: at once, if that is so."""
-        flush_at = None if self.applier is None else self.applier.flush_at()
+        flush_at = None if self.applier is None or grain == 1 else self.applier.flush_at()
         deadlines = [at for at in (deadline_ns, self._stop_late(), flush_at) if at is not None]
         deadline_ns = min(deadlines, default=None)
         if self.collector.wait(grain, deadline_ns):
@@ -809,11 +821,16 @@ class Supervisor:
         this error, if there is one. Safe to call in any state, and twice."""
         mapping = self.mapping
         self._end_map()
+        applier = None if os.getpid() != self.owner_pid else self.applier
         try:
-            self._terminate()
+            if applier is not None:
+                applier.close()
         finally:
-            if self.applier is not None and os.getpid() == self.owner_pid:
-                self.applier.fail_all(as_failure(error, mapping))
+            try:
+                self._terminate()
+            finally:
+                if applier is not None:
+                    applier.fail_all(as_failure(error, mapping))
 
     @uninterrupted
     def _terminate(self) -> None:

@@ -22,6 +22,7 @@ from conftest import processes
 
 import fastpool
 from fastpool import AsyncResult, RemoteError, SerializationError, WorkerDiedError, WorkerPool, WorkerTimeoutError
+from fastpool.engine import Engine
 
 HANG = 60  # seconds after which something that should end has not
 
@@ -803,3 +804,297 @@ def test_beside_time_limits_retries_and_lifespans(start_method: str) -> None:
             results = [pool.apply_async(add, (i, 0), task_timeout=HANG if i % 2 else None) for i in range(200)]
             assert pool.map(same, range(500), **options) == list(range(500))
             assert [result.get() for result in results] == list(range(200))
+
+
+# ---------------------------------------------------------------- found by a hostile review
+
+
+class DiesBehindItsResult:
+    """A result whose worker ends when it lets go of it, which is after the commit."""
+
+    def __reduce__(self) -> Any:
+        return same, (1,)
+
+    def __del__(self) -> None:
+        os._exit(3)
+
+
+def make_deadly() -> Any:
+    return DiesBehindItsResult()
+
+
+@processes
+def test_a_worker_that_dies_behind_a_result(start_method: str) -> None:
+    """Its line still shows the apply, whose result counts."""
+    with WorkerPool(n_jobs=2, start_method=start_method) as pool:
+        results = [pool.apply_async(make_deadly) for _ in range(4)]
+        assert [result.get(HANG) for result in results] == [1] * 4
+        assert pool.apply(add, (1, 2)) == 3
+
+
+def end_badly() -> None:
+    os._exit(4)
+
+
+@processes
+def test_a_death_in_an_exit_function_is_an_error_of_the_end(start_method: str) -> None:
+    with WorkerPool(n_jobs=1, start_method=start_method) as pool:
+        assert pool.apply(add, (1, 2), worker_exit=end_badly) == 3
+        with pytest.raises(WorkerDiedError):
+            pool.stop_and_join()
+    with WorkerPool(n_jobs=1, start_method=start_method, keep_alive=True) as pool:
+        assert pool.map(same, [1], worker_exit=end_badly) == [1]
+        with pytest.raises(WorkerDiedError):
+            pool.stop_and_join()
+
+
+def test_a_housekeeper_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with WorkerPool(n_jobs=2) as pool:
+        assert pool.apply(add, (1, 2)) == 3
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(RuntimeError, match="new thread"):
+                pool.apply_async(add, (1, 2))
+        assert pool.apply_async(add, (1, 2)).get() == 3
+
+
+def test_a_fork_of_the_owner_may_leave_the_pool(tmp_path: Path) -> None:
+    """Whatever other threads had at the fork: there, nobody has it."""
+    script = """
+        import os, threading, time
+        from fastpool import WorkerPool
+        with WorkerPool(2) as pool:
+            result = pool.apply_async(time.sleep, 0.5)
+            while not pool._engine._owner:
+                time.sleep(0.001)
+            child = os.fork()
+            if child == 0:
+                try:
+                    pool.map(abs, [1])
+                except RuntimeError as error:
+                    print(str(error).split(";")[0].rstrip("0123456789"), flush=True)
+                pool.stop_and_join(keep_alive=True)
+            else:
+                print(os.waitpid(child, 0)[1], result.get(), flush=True)
+        """
+    done = run(tmp_path, script)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "this pool belongs to process \n0 None\n", "")
+
+
+def applies_and_elements(pool: WorkerPool, function: Any, results: list[AsyncResult]) -> Iterator[int]:
+    for i in range(60):
+        results.append(pool.apply_async(function, i))
+        yield i
+
+
+def test_beside_an_ordered_map_whose_workers_are_replaced(start_method: str) -> None:
+    results: list[AsyncResult] = []
+    with WorkerPool(n_jobs=2, start_method=start_method, order_tasks=True) as pool:
+        elements = applies_and_elements(pool, same, results)
+        lifespan = 3 if start_method in ("fork", "threading") else 20
+        assert pool.map(same, elements, chunk_size=1, worker_lifespan=lifespan) == list(range(60))
+        assert [result.get() for result in results] == list(range(60))
+
+
+def dies_at_25(x: int) -> int:
+    if x == 25:
+        os._exit(3)
+    return x
+
+
+@processes
+def test_beside_an_ordered_map_a_worker_dies_in_an_apply(start_method: str) -> None:
+    results: list[AsyncResult] = []
+    with WorkerPool(n_jobs=2, start_method=start_method, order_tasks=True) as pool:
+        elements = applies_and_elements(pool, dies_at_25, results)
+        assert pool.map(same, elements, chunk_size=1) == list(range(60))
+        with pytest.raises(WorkerDiedError):
+            results.pop(25).get()
+        assert [result.get() for result in results] == [i for i in range(60) if i != 25]
+
+
+def wait_and_tell(shared: str, path: str | None = None) -> str:
+    if path is not None:
+        wait_for_file(path)
+    return shared
+
+
+def test_setters_count_also_while_applies_run(start_method: str, tmp_path: Path) -> None:
+    path = tmp_path / "go"
+    with WorkerPool(n_jobs=1, start_method=start_method, shared_objects="old") as pool:
+        before = pool.apply_async(wait_and_tell, str(path))
+        pool.set_shared_objects("new")
+        after = pool.apply_async(wait_and_tell)
+        path.touch()
+        assert (before.get(), after.get()) == ("old", "new")
+
+
+def fail_among_others(x: int) -> int:
+    time.sleep(0.05)
+    if x == 0:
+        raise ValueError(x)
+    time.sleep(0.02)
+    return x
+
+
+def leave_quietly() -> str:
+    return "left"
+
+
+@pytest.mark.parametrize("number", [254, 255])
+def test_results_of_a_map_that_ends_are_not_taken_for_applies(number: int) -> None:
+    """Records show the low bits of their job's number, which are all 0 in one of 256."""
+    with WorkerPool(n_jobs=2, keep_alive=True) as pool:
+        assert pool.apply(same, 1) == 1
+        while pool._supervisor.segment.number != number:
+            pool.map(same, range(2))
+        with pytest.raises(ValueError, match="0"):
+            pool.map(fail_among_others, list(range(4)), chunk_size=1, worker_exit=leave_quietly, always_exit=True)
+        assert pool.get_exit_results() == ["left"] * 2
+
+
+@pytest.mark.parametrize("turned_off", [False, True])
+def test_a_map_after_a_lazy_one_that_was_left(turned_off: bool, start_method: str) -> None:
+    """Workers that an apply needed meanwhile do not end by themselves; nor do those that were to be kept."""
+    with WorkerPool(n_jobs=2, start_method=start_method, keep_alive=turned_off) as pool:
+        lazy: Any = pool.imap(same, range(100), chunk_size=1)
+        assert next(lazy) == 0
+        lazy.close()
+        pool.set_keep_alive(False)
+        for i in range(5):
+            assert pool.apply(add, (i, 1)) == i + 1
+            time.sleep(0.02)
+        assert pool.map(same, range(10)) == list(range(10))
+
+
+class Gate:
+    """An argument that can be encoded when somebody says so."""
+
+    def __init__(self) -> None:
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def __reduce__(self) -> Any:
+        self.begun.set()
+        self.go.wait(HANG)
+        return same, (1,)
+
+
+@processes
+def test_the_pool_ends_while_an_apply_is_encoded(start_method: str) -> None:
+    gate = Gate()
+    handed_in: list[Any] = []
+
+    def hand_in() -> None:
+        try:
+            handed_in.append(pool.apply_async(same, gate))
+        except BaseException as error:
+            handed_in.append(error)
+
+    with WorkerPool(n_jobs=1, start_method=start_method) as pool:
+        assert pool.apply(same, 1) == 1
+        supervisor = pool._supervisor
+        see_out, thread = supervisor._see_out, threading.Thread(target=hand_in)
+
+        def begin_to_encode() -> None:
+            see_out()
+            thread.start()
+            assert gate.begun.wait(HANG)
+            threading.Timer(0.2, gate.go.set).start()
+
+        supervisor._see_out = begin_to_encode  # type: ignore[method-assign]
+        pool.stop_and_join()
+        thread.join()
+        with pytest.raises(RuntimeError, match="stopped before this apply"):
+            handed_in[0].get(HANG)
+
+
+class UsesThePool:
+    """Its pickling uses the pool, in the same thread."""
+
+    pool: WorkerPool
+
+    def __init__(self, use: str) -> None:
+        self.use = use
+
+    def __reduce__(self) -> Any:
+        if self.use == "get":
+            return same, (self.pool.apply_async(add, (1, 1)).get(),)
+        self.pool.terminate()
+        return same, (1,)
+
+
+@processes
+@pytest.mark.parametrize("use", ["get", "terminate"])
+def test_pickling_may_not_wait_for_the_pool(use: str, start_method: str) -> None:
+    with WorkerPool(n_jobs=1, start_method=start_method) as pool:
+        UsesThePool.pool = pool
+        assert pool.apply(same, 1) == 1
+        with pytest.raises(SerializationError, match=r"while an argument|being pickled"):
+            pool.apply(same, UsesThePool(use))
+        assert pool.apply(same, 1) == 1
+
+
+def dies_once(flag: Path, x: int) -> int:
+    if x == 5 and not flag.exists():
+        flag.touch()
+        os._exit(3)
+    return x
+
+
+def answer(flag: Path, x: int) -> int:
+    return x
+
+
+def test_in_the_input_of_an_ordered_map_a_lost_worker_is_replaced(tmp_path: Path) -> None:
+    def elements() -> Iterator[int]:
+        for i in range(20):
+            yield i
+            assert pool.apply(answer, i) == i
+
+    with WorkerPool(n_jobs=1, order_tasks=True, shared_objects=tmp_path / "died") as pool:
+        assert pool.map(dies_once, elements(), chunk_size=1, retries=1) == list(range(20))
+
+
+def test_who_gives_up_the_engine_wakes_who_gave_way() -> None:
+    engine = Engine()
+    engine.take()
+    gave_way = threading.Event()
+    looks: list[bool] = []
+
+    def give_way() -> None:
+        with engine.changed:
+            while not engine.is_free:
+                looks.append(False)
+                engine.changed.wait(HANG)
+            gave_way.set()
+
+    def want() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            engine.take()
+
+    wait = engine.changed.wait
+
+    def interrupted_wait(timeout: float | None = None) -> bool:
+        there = wait(timeout)
+        if threading.current_thread() is wanting:
+            while len(looks) < 2:  # the other one has been woken, too
+                wait(0.001)
+            raise KeyboardInterrupt
+        return there
+
+    engine.changed.wait = interrupted_wait  # type: ignore[method-assign]
+    wanting = threading.Thread(target=want)
+    wanting.start()
+    while not engine.is_wanted:
+        time.sleep(0.001)
+    giving = threading.Thread(target=give_way)
+    giving.start()
+    while not looks:
+        time.sleep(0.001)
+    engine.let_go()
+    wanting.join()
+    giving.join(HANG / 4)
+    assert gave_way.is_set()

@@ -463,7 +463,7 @@ class Running:
 
     @property
     def until(self) -> int:
-        return self._word("line 0", 24)
+        return self._word("line 0", CALL_UNTIL)
 
     @property
     def sleeping(self) -> bool:
@@ -527,7 +527,7 @@ def test_tasks_about_as_long_as_the_limit(task_timeout: float) -> None:
 
 # ---------------------------------------------------------------- damage
 
-CALL_UNTIL = 24  # in a line
+CALL_UNTIL = 32  # in a line
 
 
 def test_a_deadline_that_no_limit_allows() -> None:

@@ -2,7 +2,7 @@
 # Check the models of the protocol (../README.md) with spin: each model whole, without an error, and then each of
 # its mutations, in which an error must be found: a model that cannot fail proves nothing.
 #
-#   csrc/models/run.sh             about two minutes on two cores, each search below 1.3 GB
+#   csrc/models/run.sh             about four minutes on two cores, each search below 1.3 GB
 #   FULL=1 csrc/models/run.sh      larger searches too, a minute or two and up to 2.6 GB each
 #   csrc/models/run.sh NAME        only the run of that name
 #   BUILD=… JOBS=… CC=…            where to build (default ../../build/models), how many at once (2), with what
@@ -55,6 +55,10 @@ claim-lines-first|claim|error|-DMUTATE_LINES_FIRST
 claim-collect-first|claim|error|-DMUTATE_COLLECT_FIRST
 claim-intent-ignored|claim|error|-DMUTATE_INTENT_IGNORED
 claim-numbers-of-intents-only|claim|error|-DMUTATE_NUMBERS_OF_INTENTS_ONLY $repeat
+channels|channels|whole|
+channels-no-channel|channels|error|-DMUTATE_NO_CHANNEL
+channels-one-job-word|channels|error|-DMUTATE_ONE_JOB_WORD
+channels-begun-first|channels|error|-DMUTATE_BEGUN_FIRST -DDEATHS=0
 calls|calls|whole|
 calls-no-barrier|calls|error|-DMUTATE_NO_BARRIER
 calls-look-first|calls|error|-DMUTATE_LOOK_FIRST
