@@ -320,7 +320,7 @@ def test_pools_whose_workers_damage_them(patience: Callable[[int], int]) -> None
 
 # ---------------------------------------------------------------- word by word: what somebody waits for
 
-STATE, NEWS, EXIT_NS = 16, 20, 88  # in a line
+STATE, NEWS, EXIT_NS = 24, 28, 88  # in a line
 EXITED = 5
 CLOSED = (1 << 40) - 1
 
