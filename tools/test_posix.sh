@@ -6,5 +6,6 @@ cd "$(dirname "$0")/.."
 python=$1
 sh tools/copy_tree.sh build/posix
 cd build/posix
+export PYTHONPATH="$PWD" # of the programs that tests start, too
 FASTPOOL_POSIX=1 "$python" setup.py --quiet build_ext --inplace
 exec "$python" -m pytest -q tests
