@@ -14,7 +14,6 @@ if [ ! -e "$asan" ] || [ ! -e "$ubsan" ]; then
 fi
 sh tools/copy_tree.sh build/asan
 cd build/asan
-export PYTHONPATH="$PWD" # of the programs that tests start, too
 FASTPOOL_SANITIZE=1 "$python" setup.py --quiet build_ext --inplace
 if [ "${2:-}" = --full ]; then
     # Not these: benchmarks (figures and counts of another build), RLIMIT_AS (the sanitizer's shadow takes terabytes of

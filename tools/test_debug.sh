@@ -8,6 +8,5 @@ cd "$(dirname "$0")/.."
 python=$1
 sh tools/copy_tree.sh build/debug
 cd build/debug
-export PYTHONPATH="$PWD" # of the programs that tests start, too
 FASTPOOL_DEBUG=1 "$python" setup.py --quiet build_ext --inplace
 exec env PYTHONPATH="$PWD" "$python" -m pytest -q tests --ignore=tests/test_benchmarks.py -k "not table_is_complete"
