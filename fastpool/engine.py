@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import weakref
 from collections.abc import Callable
 
 
@@ -16,12 +15,27 @@ class Engine:
     """
 
     def __init__(self) -> None:
-        self.changed = threading.Condition(threading.RLock())  # also what applies wait for
+        self._changed = threading.Condition(threading.RLock())
+        self._pid = os.getpid()
         self.call: Callable[[], None] | None = None  # wakes who sleeps with the right
         self._owner: int | None = None
         self._depth = 0
         self._wanted = 0
-        _engines.add(self)
+
+    @property
+    def changed(self) -> threading.Condition:
+        """Also what applies wait for. A fork has no thread but its own: what others held or wanted is nobody's there.
+
+        (Looked at here, and not in a hook at the fork, which would have to know all engines: a weak set's callbacks run
+        when one goes, and an interrupt would be lost in them.)
+        """
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._changed = threading.Condition(threading.RLock())
+            self._wanted = 0
+            if not self.is_mine:
+                self._owner, self._depth = None, 0
+        return self._changed
 
     @property
     def is_wanted(self) -> bool:
@@ -77,21 +91,3 @@ class Engine:
             if self._depth == 0:
                 self._owner = None
                 self.changed.notify_all()
-
-    def _forget_threads(self) -> None:
-        """In a fork, which has none but this one: what others held or wanted is nobody's."""
-        self.changed = threading.Condition(threading.RLock())
-        self._wanted = 0
-        if not self.is_mine:
-            self._owner, self._depth = None, 0
-
-
-_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
-
-
-def _in_fork() -> None:
-    for engine in list(_engines):
-        engine._forget_threads()
-
-
-os.register_at_fork(after_in_child=_in_fork)

@@ -442,8 +442,8 @@ class WorkerPool:
         stay until :meth:`stop_and_join`, :meth:`terminate` or the end of the ``with`` block, or that of a map without
         `keep_alive`.
 
-        While the input of a map keeps that map waiting for its next element, results of applies wait too: the input must
-        not wait for one that another thread has handed in. (It may wait for those that it has handed in itself.)
+        While the input of a map keeps that map waiting for its next element, results of applies wait too: it must not
+        wait for one that another thread has handed in. (It may wait for those that it has handed in itself.)
 
         What fails, fails alone: an exception is raised by ``get()`` and the worker goes on; a worker that dies, or is
         killed because of a time limit, is replaced. What ends all workers fails all applies: an exception in
