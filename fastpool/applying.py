@@ -132,6 +132,7 @@ class Applier:
         given = self._sendable(job.function)
         if job.limit_ns:
             self.supervisor.limit_applies(job.limit_ns)
+        is_alone = not len(feed)  # before: others may be collected, in another thread, while this finds no room
         try:
             is_out = feed.publish(given, job.args, job.keywords, job.limit_ns, result)
         except FastpoolError:
@@ -139,7 +140,7 @@ class Applier:
         except Exception as error:
             detail = f"{type(error).__qualname__}: {error}"
             raise unsendable(error, "argument", feed.published, None, detail) from error
-        if not is_out and not len(feed) and self.supervisor.all_idle:
+        if is_alone and not is_out and self.supervisor.all_idle:
             raise MemoryError(
                 "fastpool: the arguments of an apply need more shared memory than the pool's memory_limit "
                 f"({self.supervisor.options.memory_limit} bytes) or the system allows"

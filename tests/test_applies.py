@@ -864,7 +864,8 @@ def test_a_housekeeper_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -
 def test_a_fork_of_the_owner_may_leave_the_pool(tmp_path: Path) -> None:
     """Whatever other threads had at the fork: there, nobody has it."""
     script = """
-        import os, threading, time
+        import os, threading, time, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12's, of forks beside threads
         from fastpool import WorkerPool
         with WorkerPool(2) as pool:
             result = pool.apply_async(time.sleep, 0.5)
