@@ -60,11 +60,6 @@ cdef enum:  # what becomes of results
     COLLECT_UNORDERED = 2  # taken as soon as they are there
     COLLECT_NOTHING = 3    # the job was abandoned
 
-cdef enum:  # what came of an apply
-    APPLY_RETURNED = 0  # its result
-    APPLY_RAISED = 1    # the description of its exception
-    APPLY_FAILED = 2    # an exception of this side's
-
 cdef enum:
     SILENCE_NS = 500_000_000  # longer than this the parent does not sleep: damage may have silenced the bells
     VIEWS_A_PASS = 64  # of one lane, before the caller's thread looks at signals and other lanes
@@ -106,7 +101,7 @@ cdef class Collector:
     cdef readonly list exits          # results of exit functions, in order of arrival
     cdef readonly bint is_closing     # failures raise nothing any more
     cdef Applies applies              # or None
-    cdef object applied               # deque of (result that is asked for, worker, APPLY_*, value), as they come
+    cdef object applied               # deque, see :meth:`serve`
     cdef readonly object applies_rested_at  # the same as `rested_at`, of applies
 
     def __cinit__(self, Segment segment, loads):
@@ -161,7 +156,11 @@ cdef class Collector:
             PyObject_GC_UnTrack(<PyObject *>self.results)
 
     def serve(self, Applies applies, applied) -> None:
-        """From now on collect the results of these, too, and append to a deque what comes."""
+        """From now on collect the results of these, too, and append to a deque what comes.
+
+        An entry: what the apply was published with, worker, its value, the description of its exception or None, an
+        exception of this side's or None.
+        """
         self.applies, self.applied = applies, applied
 
     def expect(self, uint64_t tasks) -> None:
@@ -371,28 +370,21 @@ cdef class Collector:
     cdef int take_apply(self, uint32_t worker, fp_view *view, const unsigned char **at) except -1:
         """The result of an apply, or its exception, or a piece of that."""
         cdef Decoder decoder = <Decoder>self.decoders[worker]
-        cdef int kind = view.kind
-        cdef int what = APPLY_RETURNED
         cdef tuple entry = self.applies.entry_of(view.first)
-        cdef object value
-        if kind == FP_KIND_PLACED:
+        cdef object value = None, payload = None, failure = None
+        if view.kind == FP_KIND_PLACED:
             raise DamagedMemoryError("a result of an apply in the place of a map's")
         try:
-            value = decoder.fragment(at, view.end) if kind == FP_KIND_FRAGMENT else decoder.item(kind, at, view.end)
-        except FastpoolError:
+            value = self.decode(decoder, worker, view.kind, at, view.end, "result", view.first)
+        except DamagedMemoryError:
             raise
         except Exception as error:  # of an object's own making, when `at` has moved on
-            value, what = undecodable("result", view.first, worker, error), APPLY_FAILED
-            value.__cause__ = error
+            failure = error
         if value is INCOMPLETE:
             return 0
-        if kind == FP_KIND_BLOCK:
-            check(block_free(self.segment.at, decoder.block_at), f"a large block of worker {worker}")
-        if kind == FP_KIND_BLOCK or kind == FP_KIND_FRAGMENT:
-            kind = decoder.inner_kind
-        if kind == FP_KIND_ERROR and what == APPLY_RETURNED:
-            what = APPLY_RAISED
-        self.applied.append((entry[2], worker, what, value))
+        if self.unwrap(decoder, worker, view.kind) == FP_KIND_ERROR:
+            value, payload = None, value
+        self.applied.append((entry[2], worker, value, payload, failure))
         self.applies.forget(view.first, entry)
         return 0
 
@@ -452,10 +444,7 @@ cdef class Collector:
         cdef object value = self.decode(decoder, worker, kind, at, view.end, what, view.first)
         if value is INCOMPLETE:
             return 0
-        if kind == FP_KIND_BLOCK:
-            check(block_free(self.segment.at, decoder.block_at), f"a large block of worker {worker}")
-        if kind == FP_KIND_BLOCK or kind == FP_KIND_FRAGMENT:
-            kind = decoder.inner_kind
+        kind = self.unwrap(decoder, worker, kind)
         if kind == FP_KIND_ERROR:
             self.take_error(worker, view, value)
         elif phase == FP_PHASE_EXIT:
@@ -492,6 +481,12 @@ cdef class Collector:
         if self.feed is not None:
             self.feed.collected(task, 1)
         return 0
+
+    cdef int unwrap(self, Decoder decoder, uint32_t worker, int kind) except -1:
+        """An item is decoded: give its block back, if it lay in one. Returns the kind of what was in it."""
+        if kind == FP_KIND_BLOCK:
+            check(block_free(self.segment.at, decoder.block_at), f"a large block of worker {worker}")
+        return decoder.inner_kind if kind == FP_KIND_BLOCK or kind == FP_KIND_FRAGMENT else kind
 
     cdef object decode(self, Decoder decoder, uint32_t worker, int kind, const unsigned char **at,
                        const unsigned char *end, str what, uint64_t task):

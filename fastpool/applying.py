@@ -30,7 +30,6 @@ from fastpool.supervisor import Applied, Supervisor, is_of_workers
 
 logger = logging.getLogger("fastpool")
 
-RETURNED, RAISED = 0, 1  # of what the collector tells
 MOST_FUNCTIONS = 256  # whose pickles are kept
 MOST_HELD_BACK = 256  # results of one worker
 FLUSH_NS = 1_000_000  # for which they may be held back
@@ -99,9 +98,7 @@ class Applier:
     def rouse(self) -> None:
         """Have somebody look after what is waiting."""
         if not self.engine.try_to_take():
-            call = self.engine.call
-            if call is not None:
-                call()
+            self.supervisor.call()
             return
         try:
             self._attempt(self.attend)
@@ -176,7 +173,7 @@ class Applier:
                 self._open()
                 if not self._is_outdated or self.supervisor.mapping:
                     self._hand_in()
-        if self._feed is not None and self.supervisor.may_start:
+        if self._feed is not None:
             self.supervisor.start_workers(self.handed_in + self.supervisor.wanted_by_map, self._has_unclaimed)
 
     def _has_unclaimed(self) -> bool:
@@ -207,12 +204,9 @@ class Applier:
     def _take(self) -> None:
         """Pass on what has come. Each stays where it is until it has been: an interrupt may come anywhere."""
         while self._applied:
-            result, worker_id, what, value = self._applied[0]
-            error: BaseException | None = None
-            if what != RETURNED:
-                unit = result.unit
-                error = value if what != RAISED else revive(worker_id, unit, value, self.supervisor.serializer)
-                value = None
+            result, worker_id, value, payload, error = self._applied[0]
+            if payload is not None:
+                error = revive(worker_id, result.unit, payload, self.supervisor.serializer)
             if isinstance(error, StaleFunctionError) and result.tries <= 2 * self.supervisor.options.n_jobs:
                 result.tries, result.unit = result.tries + 1, None
                 self._waiting.append(result)  # for a worker that is started now

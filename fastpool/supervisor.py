@@ -44,7 +44,7 @@ LOOK_SECONDS = 0.02
 SLOW_READS = 2  # of memory that forks share, each 0.4 of what it takes to make it the owner's alone
 
 
-Applied = tuple[AsyncResult, int, int, Any]  # see Collector.serve
+Applied = tuple[AsyncResult, int, Any, Any, BaseException | None]  # see Collector.serve
 
 
 class AppliesBeside(Protocol):
@@ -256,10 +256,6 @@ class Supervisor:
     def busy_with_applies(self) -> int:
         """Workers that applies need, at most."""
         return 0 if self.applier is None else self.applier.handed_in
-
-    @property
-    def may_start(self) -> bool:
-        return not self._is_stopping
 
     @property
     def worker_ids(self) -> list[int]:
@@ -509,7 +505,7 @@ class Supervisor:
         While an ordered map runs, `turn_of` says which chunk a lane's next worker takes first; None: that is not known.
         """
         for worker_id in self.free_lanes:
-            if len(self._workers) >= wanted or not is_needed():
+            if len(self._workers) >= wanted or self._is_stopping or not is_needed():
                 return
             if self.turn_of is not None:
                 turn = self.turn_of(worker_id)
@@ -834,9 +830,7 @@ class Supervisor:
 
     @uninterrupted
     def _terminate(self) -> None:
-        """
-        Each step may fail where there is no memory left: then what is left of it is done before the pool is used again.
-        """
+        """Each step may fail where there is no memory left: then the rest is done before the pool is used again."""
         if os.getpid() != self.owner_pid:
             self._segment = None
         if self._segment is None:
