@@ -242,6 +242,12 @@ def slow(n=4):
     yield from range(n)
     time.sleep(60)
 
+def leave_a_fork(*_):
+    if pid := os.fork():
+        os.write(1, b"fork %d\\n" % pid)
+    else:
+        time.sleep(60)
+
 def main():
     with WorkerPool(n_jobs=2, daemon=False, keep_alive=True, start_method="METHOD") as pool:
         RUN
@@ -310,9 +316,12 @@ def all_end(handles: list[int]) -> bool:
 IN_THREAD = "t = threading.Thread(target=main); t.start(); t.join()"
 
 
+A_FORK_LIVES_ON = "signal.signal(signal.SIGUSR1, leave_a_fork)\nmain()"
+
 WAYS = {  # where the pool is made, the start method, and the states that there are
     "main thread": ("main()", "fork", list(STATES)),
     "other thread": (IN_THREAD, "fork", list(STATES)),
+    "a fork lives on": (A_FORK_LIVES_ON, "fork", list(STATES)),
     "spawn": ("main()", "spawn", list(STATES)[1:]),
     "forkserver": ("main()", "forkserver", list(STATES)[1:]),
 }
@@ -334,8 +343,14 @@ def test_workers_are_gone_when_the_owner_is_killed(start: Callable[..., Owner], 
         elif state == "stopped":
             os.kill(pid, signal.SIGSTOP)
             wait_until(pid, "T")
+    fork = None
+    if end == A_FORK_LIVES_ON:
+        owner.send_signal(signal.SIGUSR1)
+        fork = int(read_until(owner, r"fork (\d+)"))
     owner.kill()
     assert all_end(handles)
+    if fork is not None:
+        os.kill(fork, signal.SIGKILL)
 
 
 def wait_until(pid: int, state: str) -> None:

@@ -334,42 +334,70 @@ def test_what_comes_after_a_failed_argument_is_run_by_another(runs: Any) -> None
         assert pool.map(task, given, retries=1, chunk_size=20) == given
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_a_killer(runs: Any, seed: int) -> None:
-    """A random worker is shot again and again: nothing is lost, nothing that was completed runs again."""
-    rounds, kills, ended = 6, 0, threading.Event()
-    n = len(runs)
+class Killer:
+    """Shoots a random one of a pool's workers at random times, or at regular ones."""
+
+    def __init__(self, pool: WorkerPool, seed: int, least: float, most: float) -> None:
+        self.pool, self.kills, self._between = pool, 0, (least, most)
+        self._source, self._ended = random.Random(seed), threading.Event()
+        self._thread = threading.Thread(target=self._shoot)
+
+    def __enter__(self) -> Killer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _shoot(self) -> None:
+        while not self._ended.wait(self._source.uniform(*self._between)):
+            segment = self.pool._supervisor._segment
+            worker_id = self._source.randrange(3)
+            if segment is not None and segment.pid(worker_id):
+                segment.kill(worker_id, signal.SIGKILL)
+                self.kills += 1
+
+
+def run_under_fire(killer: Killer, runs: Any, kind: int, **options: Any) -> int:
+    """One map: nothing is lost, and what the dead had in hand is all that runs again. How many those were."""
 
     def task(x: int) -> tuple[int, str]:
         runs[x] += 1
         time.sleep(0.0001)
         return x, str(x)
 
-    def shoot(pool: WorkerPool) -> None:
-        nonlocal kills
-        shots = random.Random(seed)
-        while not ended.wait(shots.uniform(0.002, 0.03)):
-            segment = pool._supervisor._segment
-            worker_id = shots.randrange(3)
-            if segment is not None and segment.pid(worker_id):
-                segment.kill(worker_id, signal.SIGKILL)
-                kills += 1
+    n = len(runs)
+    make = list(INPUTS.values())[kind % 3]
+    runs[:] = 0
+    before = killer.kills
+    assert killer.pool.map(task, make(n), retries=50, **options) == [(x, str(x)) for x in range(n)]
+    again = int(runs.sum()) - n
+    assert runs.min() == 1
+    assert again <= killer.kills - before + 1
+    return again
 
-    with WorkerPool(n_jobs=3, keep_alive=seed % 2 == 0) as pool:
-        killer = threading.Thread(target=shoot, args=(pool,))
-        killer.start()
-        try:
-            for k in range(rounds):
-                make = list(INPUTS.values())[k % 3]
-                runs[:] = 0
-                before = kills
-                results = pool.map(task, make(n), retries=50, chunk_size=None if k < 3 else 5)
-                assert results == [(x, str(x)) for x in range(n)]
-                assert runs.min() == 1
-                assert runs.sum() - n <= kills - before + 1
-        finally:
-            ended.set()
-            killer.join()
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_killer(runs: Any, seed: int) -> None:
+    with WorkerPool(n_jobs=3, keep_alive=seed % 2 == 0) as pool, Killer(pool, seed, 0.002, 0.03) as killer:
+        for k in range(6):
+            run_under_fire(killer, runs, k, chunk_size=None if k < 3 else 5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("keep_alive", [True, False])
+def test_a_shot_every_20_ms_for_a_minute(runs: Any, keep_alive: bool) -> None:
+    """The time lost is what the killed tasks cost: each shot costs one task at most."""
+    again = rounds = 0
+    with WorkerPool(n_jobs=3, keep_alive=keep_alive) as pool, Killer(pool, 7, 0.02, 0.02) as killer:
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            again += run_under_fire(killer, runs, rounds)
+            rounds += 1
+    print(f"{rounds} maps of {len(runs)} tasks, {killer.kills} shots, {again} tasks run again")
+    assert killer.kills > 500
+    assert 0 < again <= killer.kills + rounds
 
 
 # ---------------------------------------------------------------- parameters and parts
