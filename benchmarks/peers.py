@@ -124,23 +124,30 @@ class Loop(Peer):
         pass
 
 
-class MultiprocessingPool(Peer):
-    name = "mp.Pool"
+class PoolPeer(Peer):
+    """One with the interface of `multiprocessing.Pool`, as `pool`."""
 
-    def open(self) -> None:
-        self.pool = multiprocessing.get_context("fork").Pool(self.n_jobs)
+    pool: Any
 
     def map(self, function: Function, items: Sequence[Any]) -> list[Any]:
-        return self.pool.map(function, items)
-
-    def map_array(self, function: Function, array: Array, n_pieces: int) -> Array:
-        return np.concatenate(self.pool.map(function, np.array_split(array, n_pieces), chunksize=1))
+        results: list[Any] = self.pool.map(function, items)
+        return results
 
     def apply(self, function: Function, items: Sequence[Any]) -> list[Any]:
         return [self.pool.apply(function, (item,)) for item in items]
 
     def apply_async(self, function: Function, items: Sequence[Any]) -> list[Any]:
         return [result.get() for result in [self.pool.apply_async(function, (item,)) for item in items]]
+
+
+class MultiprocessingPool(PoolPeer):
+    name = "mp.Pool"
+
+    def open(self) -> None:
+        self.pool = multiprocessing.get_context("fork").Pool(self.n_jobs)
+
+    def map_array(self, function: Function, array: Array, n_pieces: int) -> Array:
+        return np.concatenate(self.pool.map(function, np.array_split(array, n_pieces), chunksize=1))
 
     def short_lived(self, function: Function, items: Sequence[Any]) -> list[Any]:
         with multiprocessing.get_context("fork").Pool(self.n_jobs, maxtasksperchild=1) as pool:
@@ -198,14 +205,14 @@ class Joblib(Peer):
         get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
 
-class Mpire(Peer):
+class Mpire(PoolPeer):
     name = "mpire"
     package = "mpire"
 
     def open(self) -> None:
         from mpire.pool import WorkerPool
 
-        self.pool: Any = WorkerPool(n_jobs=self.n_jobs, keep_alive=True, start_method="fork")
+        self.pool = WorkerPool(n_jobs=self.n_jobs, keep_alive=True, start_method="fork")
 
     def map(self, function: Function, items: Sequence[Any]) -> list[Any]:
         results: list[Any] = self.pool.map(function, items, concatenate_numpy_output=False)
@@ -214,12 +221,6 @@ class Mpire(Peer):
     def map_array(self, function: Function, array: Array, n_pieces: int) -> Array:
         result: Array = self.pool.map(function, array, chunk_size=math.ceil(len(array) / n_pieces))
         return result
-
-    def apply(self, function: Function, items: Sequence[Any]) -> list[Any]:
-        return [self.pool.apply(function, (item,)) for item in items]
-
-    def apply_async(self, function: Function, items: Sequence[Any]) -> list[Any]:
-        return [result.get() for result in [self.pool.apply_async(function, (item,)) for item in items]]
 
     def close(self) -> None:
         self.pool.terminate()
@@ -262,7 +263,7 @@ class Ray(Peer):
         ray.shutdown()
 
 
-class Fastpool(Peer):
+class Fastpool(PoolPeer):
     name = "fastpool"
     package = "fastpool"
 
@@ -276,22 +277,12 @@ class Fastpool(Peer):
     def open(self) -> None:
         from fastpool import WorkerPool
 
-        self.pool: Any = WorkerPool(n_jobs=self.n_jobs, keep_alive=True)
-
-    def map(self, function: Function, items: Sequence[Any]) -> list[Any]:
-        results: list[Any] = self.pool.map(function, items)
-        return results
+        self.pool = WorkerPool(n_jobs=self.n_jobs, keep_alive=True)
 
     def map_array(self, function: Function, array: Array, n_pieces: int) -> Array:
         """It cuts the array itself."""
         result: Array = self.pool.map(function, array)
         return result
-
-    def apply(self, function: Function, items: Sequence[Any]) -> list[Any]:
-        return [self.pool.apply(function, (item,)) for item in items]
-
-    def apply_async(self, function: Function, items: Sequence[Any]) -> list[Any]:
-        return [result.get() for result in [self.pool.apply_async(function, (item,)) for item in items]]
 
     def short_lived(self, function: Function, items: Sequence[Any]) -> list[Any]:
         from fastpool import WorkerPool

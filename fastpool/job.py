@@ -20,7 +20,7 @@ from fastpool.timeouts import NO_LIMITS, Limits, check_seconds
 JOB_LAST, JOB_KEEP_GOING, JOB_INSIGHTS, JOB_ALWAYS_EXIT, JOB_ORDERED = 1, 4, 8, 16, 32
 INT64 = range(-(2**63), 2**63)
 EXIT_SECONDS = 5.0  # for the task that a worker is at and its exit function, where no worker_exit_timeout is given
-MOST_SECONDS = 1e6  # that the system's calls take
+MOST_PATIENCE = 1e6  # seconds; the system's calls take no more
 MOST_RESULTS = sys.maxsize // 8
 CALLER = 4  # frames up from here: who called the pool's method
 MOST_UNITS = 2**40 - 2  # of the claim word; longer ranges are iterated
@@ -97,7 +97,7 @@ class MapJob:
         if not self.always_exit:
             return None
         limit = self.limits.worker_exit
-        return EXIT_SECONDS if limit is None else min(limit, MOST_SECONDS)
+        return EXIT_SECONDS if limit is None else min(limit, MOST_PATIENCE)
 
     @property
     def as_range(self) -> range | None:

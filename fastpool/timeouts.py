@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import operator
-from typing import Any, NamedTuple, SupportsFloat
+from numbers import Real
+from typing import Any, NamedTuple
 
 from fastpool.errors import DamagedMemoryError, WorkerTimeoutError
 from fastpool.functions import Functions, name_of
@@ -96,9 +96,9 @@ def check_wait(name: str, value: Any) -> float | None:
     """
     if value is None:
         return None
-    if isinstance(value, bool) or not (isinstance(value, SupportsFloat) and hasattr(value, "__abs__")):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be an int, a float or None, not {type(value).__name__}")
-    seconds = float(value)
-    if math.isnan(seconds):
+    if value != value:
         raise ValueError(f"{name} must be a number of seconds, not nan")
-    return min(seconds, float(MOST_SECONDS))
+    seconds: Any = max(0, min(value, MOST_SECONDS))  # an int may be too large for a float
+    return float(seconds)
