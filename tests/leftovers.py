@@ -208,8 +208,11 @@ def shared_mappings() -> Iterator[str]:
             yield f"{match['path']} (inode {match['inode']})"
 
 
+OUR_NAME = re.compile(r"fp(?P<pid>[0-9a-f]+)\.")  # csrc/platform.c
+
+
 def shared_files() -> frozenset[str]:
-    """What fastpool has in /dev/shm for this user, where names outlive processes."""
+    """What fastpool has in /dev/shm for this user, where names outlive processes; not what living strangers have."""
     found = set()
     try:
         entries = list(os.scandir("/dev/shm"))
@@ -217,9 +220,20 @@ def shared_files() -> frozenset[str]:
         return frozenset()
     for entry in entries:
         try:
-            ours = entry.name.startswith("fp")  # csrc/platform.c; other suites on this machine have others
-            if ours and entry.stat(follow_symlinks=False).st_uid == os.getuid():
+            name = OUR_NAME.match(entry.name)
+            own = entry.stat(follow_symlinks=False).st_uid == os.getuid()
+            if name and own and not is_strange(int(name["pid"], 16)):
                 found.add(entry.name)
         except OSError:  # gone meanwhile
             continue
     return frozenset(found)
+
+
+def is_strange(pid: int) -> bool:
+    """Is it a living process that this one has not started? Another suite may run beside this one."""
+    process = read_process(pid)
+    while process is not None and process.pid != os.getpid():
+        process = read_process(process.parent)
+        if process is None:
+            return True
+    return False

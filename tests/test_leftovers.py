@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from leftovers import leftovers, settle, snapshot
+from leftovers import leftovers, settle, shared_files, snapshot
 
 WAIT_FOR_INPUT = [sys.executable, "-c", "import sys; sys.stdin.read()"]
 END_AT_ONCE = [sys.executable, "-c", ""]
@@ -81,7 +81,7 @@ def a_shared_mapping() -> Iterator[str]:
 
 @contextmanager
 def a_name_in_dev_shm() -> Iterator[str]:
-    path = Path("/dev/shm", f"fp-left-over-{uuid.uuid4().hex}")
+    path = Path("/dev/shm", f"fp{os.getpid():x}.{uuid.uuid4().hex}")
     path.touch()
     try:
         yield f"entry of /dev/shm: {path.name}"
@@ -228,3 +228,16 @@ def test_the_fixture_fails_the_test_that_left_something(tmp_path: Path) -> None:
     assert "1 failed, 4 passed, 2 errors" in done.stdout
     assert "/dev/zero" in done.stdout
     assert "left-over" in done.stdout
+
+
+def test_a_name_that_a_living_stranger_has_is_not_ours() -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    paths = {pid: Path("/dev/shm", f"fp{pid:x}.{uuid.uuid4().hex}") for pid in (os.getppid(), ended.pid)}
+    for path in paths.values():
+        path.touch()
+    try:
+        assert shared_files() & {path.name for path in paths.values()} == {paths[ended.pid].name}
+    finally:
+        for path in paths.values():
+            path.unlink()
