@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import operator
-from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat, cast
 
 from fastpool.errors import DamagedMemoryError, WorkerTimeoutError
 from fastpool.functions import Functions, name_of
@@ -96,9 +96,12 @@ def check_wait(name: str, value: Any) -> float | None:
     """
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, bool) or not (isinstance(value, SupportsFloat) and hasattr(value, "__abs__")):
         raise TypeError(f"{name} must be an int, a float or None, not {type(value).__name__}")
-    if value != value:
+    try:
+        seconds = float(value)
+    except OverflowError:  # an int too large for a float
+        seconds = math.inf if cast(Any, value) > 0 else 0.0
+    if math.isnan(seconds):
         raise ValueError(f"{name} must be a number of seconds, not nan")
-    seconds: Any = max(0, min(value, MOST_SECONDS))  # an int may be too large for a float
-    return float(seconds)
+    return min(max(0.0, seconds), float(MOST_SECONDS))

@@ -231,9 +231,5 @@ def shared_files() -> frozenset[str]:
 
 def is_strange(pid: int) -> bool:
     """Is it a living process that this one has not started? Another suite may run beside this one."""
-    process = read_process(pid)
-    while process is not None and process.pid != os.getpid():
-        process = read_process(process.parent)
-        if process is None:
-            return True
-    return False
+    is_own = pid == os.getpid() or any(process.pid == pid for process in descendants())
+    return not is_own and read_process(pid) is not None

@@ -363,9 +363,7 @@ def wait_until(pid: int, state: str) -> None:
 def test_a_fork_of_the_owner_does_not_keep_workers_alive(start: Callable[..., Owner], start_method: str) -> None:
     owner = start(
         script_of(
-            "pool.map(report, range(8), chunk_size=1)\n"
-            "if os.fork() == 0:\n    print('fork', os.getpid(), flush=True)\n    time.sleep(60)\n"
-            "time.sleep(60)",
+            "pool.map(report, range(8), chunk_size=1)\nleave_a_fork()\ntime.sleep(60)",
             method=start_method,
         )
     )

@@ -397,7 +397,7 @@ def test_a_shot_every_20_ms_for_a_minute(runs: Any, keep_alive: bool) -> None:
             rounds += 1
     print(f"{rounds} maps of {len(runs)} tasks, {killer.kills} shots, {again} tasks run again")
     assert killer.kills > 500
-    assert 0 < again <= killer.kills + rounds
+    assert 0 < again <= killer.kills + 1  # the last may not be counted yet
 
 
 # ---------------------------------------------------------------- parameters and parts

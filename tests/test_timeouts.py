@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -611,7 +612,7 @@ def test_right_values(value: Any) -> None:
         assert pool.map(abs, [-1], worker_init=os.getpid, worker_exit=os.getpid, **limits) == [1]
 
 
-@pytest.mark.parametrize("value", [None, 60, math.inf, 10**400, numpy.float64(60), Fraction(60)])
+@pytest.mark.parametrize("value", [None, 60, math.inf, 10**400, numpy.float64(60), Fraction(60), Decimal(60)])
 def test_how_long_a_result_is_waited_for(value: Any) -> None:
     with WorkerPool(n_jobs=1) as pool:
         assert pool.apply_async(abs, -1).get(value) == 1
