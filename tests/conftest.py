@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
 import inspect
 import multiprocessing.dummy
 import os
 import shutil
+import signal
 
 # A BLAS with threads of its own starts them again when it likes, which would look like a leak.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -49,6 +51,13 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     outcome = yield
     if call.when == "call":
         item.stash[failed_in_call] = outcome.get_result().failed
+
+
+def kill_self(signum: int) -> None:
+    """A task that ends its worker by a signal, without a report of pytest's faulthandler: the death is meant."""
+    faulthandler.disable()
+    os.kill(os.getpid(), signum)
+    signal.pause()
 
 
 def context_of(start_method: str) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import processes
+from conftest import kill_self, processes
 
 import fastpool
 from fastpool import AsyncResult, RemoteError, SerializationError, WorkerDiedError, WorkerPool, WorkerTimeoutError
@@ -45,11 +45,6 @@ def everything(*args: Any, **kwargs: Any) -> Any:
 
 def pid_or_thread(_: Any = None) -> int:
     return threading.get_ident() ^ os.getpid()
-
-
-def kill_self(signum: int) -> None:
-    os.kill(os.getpid(), signum)
-    time.sleep(HANG)
 
 
 def wait_for_file(path: str) -> str:

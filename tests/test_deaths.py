@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PROCESSES, processes
+from conftest import PROCESSES, kill_self, processes
 from leftovers import yield_until
 
 from fastpool import WorkerDiedError, WorkerPool, _native
@@ -26,8 +26,7 @@ SIGNALS = [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM, signal.SIGABRT]
 
 def die_at_7(signum: int, x: int) -> int:
     if x == 7:
-        os.kill(os.getpid(), signum)
-        time.sleep(60)
+        kill_self(signum)
     return x
 
 

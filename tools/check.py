@@ -4,12 +4,16 @@ usage: check.py [--full] [lint|types|docs|ctest|models|tests ...]
 
 A check that fails does not stop those after it. One that cannot run on this machine is named in the
 last lines together with what to install; with CI=true it counts as a failure.
+
+On a terminal, checks print as they run. Elsewhere what each prints goes to a file in build/check, and
+only the end of what a failed one printed is shown, once more after the summary the tests that failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +26,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # The tools that stand beside the running Python come first: their versions are the pinned ones.
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+LOGS = ROOT / "build" / "check"
+LINES_OF_A_FAILURE = 300
 NOT_RUN = 77  # the exit status by which a check says that something it needs is missing
 
 TYPED_PROGRAM = "tests/test_typed_program.py"
@@ -38,6 +44,10 @@ class Step:
     remedy: str = ""
     missing: str | None = None
     environment: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def log(self) -> Path:
+        return LOGS / f"{re.sub('[^a-z0-9]+', '-', self.title.lower())}.log"
 
 
 @dataclass(frozen=True)
@@ -112,7 +122,7 @@ def tests_steps(full: bool) -> Iterator[Step]:
         yield Step("Python tests, tallied", ["sh", "tools/test_debug.sh", sys.executable])
     else:
         yield Step("damage, sanitized", asan, "apt-get install gcc")
-    yield Step("Python tests", [sys.executable, "-m", "pytest", "tests"], environment=environment)
+    yield Step("Python tests", [sys.executable, "-m", "pytest", "--durations=30", "tests"], environment=environment)
     yield Step("soak", [sys.executable, "-m", "benchmarks.soak", "--minutes", "5" if full else "0.5"])
     if full:
         yield Step("counts", [sys.executable, "-m", "benchmarks.counts"], "apt-get install strace")
@@ -166,16 +176,31 @@ def run(step: Step) -> Outcome:
         print(f"not run: {step.missing}", flush=True)
         return Outcome(step, "not run", 0.0, step.missing)
     start = time.monotonic()
+    environment = os.environ | {"PATH": PATH} | dict(step.environment)
     try:
-        environment = os.environ | {"PATH": PATH} | dict(step.environment)
-        code = subprocess.run(step.command, cwd=ROOT, env=environment, check=False).returncode
+        if sys.stdout.isatty():
+            code = subprocess.run(step.command, cwd=ROOT, env=environment, check=False).returncode
+        else:
+            code = run_aside(step, environment)
     except OSError as error:
         print(error)
         code = 127
     seconds = time.monotonic() - start
+    print(f"{seconds:.1f} s, exit status {code}", flush=True)
     if code == NOT_RUN:
         return Outcome(step, "not run", seconds, "it says that something it needs is missing")
     return Outcome(step, "failed" if code else "passed", seconds)
+
+
+def run_aside(step: Step, environment: dict[str, str]) -> int:
+    """Run a command with its output in a file; print the end of that if it fails."""
+    step.log.parent.mkdir(parents=True, exist_ok=True)
+    with step.log.open("wb") as log:
+        process = subprocess.run(step.command, cwd=ROOT, env=environment, stdout=log, stderr=log, check=False)
+    if process.returncode:
+        lines = step.log.read_text(errors="replace").splitlines()
+        print(*lines[-LINES_OF_A_FAILURE:], sep="\n")
+    return process.returncode
 
 
 def report(outcomes: list[Outcome], strict: bool) -> bool:
@@ -187,6 +212,11 @@ def report(outcomes: list[Outcome], strict: bool) -> bool:
     for outcome in skipped:
         remedy = f"; {outcome.step.remedy}" if outcome.step.remedy else ""
         print(f"NOT RUN: {outcome.step.title}: {outcome.reason}{remedy}")
+    for outcome in outcomes:
+        if outcome.status == "failed" and outcome.step.log.exists() and not sys.stdout.isatty():
+            lines = outcome.step.log.read_text(errors="replace").splitlines()
+            verdicts = [line for line in lines if line.startswith(("FAILED ", "ERROR "))]
+            print(f"\nFAILED: {outcome.step.title} ({outcome.step.log.relative_to(ROOT)})", *verdicts, sep="\n")
     if skipped and strict:
         print("CI=true: a check that did not run is a failure")
     failed = any(outcome.status == "failed" for outcome in outcomes)

@@ -8,4 +8,4 @@ sh tools/copy_tree.sh build/posix
 cd build/posix
 export PYTHONPATH="$PWD" # of the programs that tests start, too
 FASTPOOL_POSIX=1 "$python" setup.py --quiet build_ext --inplace
-exec "$python" -m pytest -q tests
+exec "$python" -m pytest -q --durations=30 tests
