@@ -7,6 +7,8 @@ VENV ?= .venv
 ARGS ?=
 
 RUN := $(VENV)/bin/python
+# Installs the project with what these extras need; the extensions are built by their own rule.
+INSTALL := FASTPOOL_BARE=1 $(RUN) -m pip install --quiet --disable-pip-version-check
 SOURCES := $(wildcard csrc/*.c csrc/*.h fastpool/*.pyx fastpool/*.pxd)
 
 .DEFAULT_GOAL := help
@@ -50,13 +52,13 @@ $(VENV)/.created:
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml setup.py
-	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(INSTALL) -e '.[dev]'
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.installed $(SOURCES)
-	$(RUN) setup.py --quiet build_ext --inplace
+	$(RUN) setup.py --quiet build_ext --inplace --parallel $$(nproc)
 	@touch $@
 
 $(VENV)/.peers: $(VENV)/.installed
-	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(INSTALL) -e '.[bench]'
 	@touch $@

@@ -5,6 +5,7 @@ Switches (environment variables, "1" turns one on):
     FASTPOOL_SANITIZE   AddressSanitizer and UndefinedBehaviorSanitizer
     FASTPOOL_POINTS     places in the core where tests can end a worker (csrc/points.h)
     FASTPOOL_DEBUG      no optimisation, assertions and tallies on (tests/tallies.py compares these)
+    FASTPOOL_BARE       no extensions: the Makefile installs what the project needs, and builds in place by itself
 """
 
 import os
@@ -52,19 +53,15 @@ def extension(name: str, sources: list[str]) -> Extension:
     )
 
 
-extensions = [
-    extension("_native", sorted(glob("csrc/*.c"))),  # the only one that links csrc
-    *(
-        extension(name, [])
-        for name in (
-            *("_signals", "_references", "_scalars", "_tagwriter", "_tagreader", "_packed", "_codec", "_nursery"),
-            *("_plan", "_feed", "_applies", "_lane", "_timing", "_worker", "_collect"),
-        )
-    ),
-]
+names = ["_signals", "_references", "_scalars", "_tagwriter", "_tagreader", "_packed", "_codec", "_nursery"]
+names += ["_plan", "_feed", "_applies", "_lane", "_timing", "_worker", "_collect"]
+extensions = [extension("_native", sorted(glob("csrc/*.c")))]  # the only one that links csrc
+extensions += [extension(name, []) for name in names]
 
 setup(
-    ext_modules=cythonize(
+    ext_modules=[]
+    if switched("BARE")
+    else cythonize(
         extensions,
         build_dir="build/cython",
         compiler_directives={

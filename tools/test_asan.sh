@@ -14,7 +14,7 @@ if [ ! -e "$asan" ] || [ ! -e "$ubsan" ]; then
 fi
 sh tools/copy_tree.sh build/asan
 cd build/asan
-FASTPOOL_SANITIZE=1 "$python" setup.py --quiet build_ext --inplace
+FASTPOOL_SANITIZE=1 "$python" setup.py --quiet build_ext --inplace --parallel "$(nproc)"
 if [ "${2:-}" = --full ]; then
     # Not these: benchmarks (figures and counts of another build), RLIMIT_AS (the sanitizer's shadow takes terabytes of
     # addresses), other programs that are started with an environment of their own, without the sanitizer.

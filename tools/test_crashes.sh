@@ -7,5 +7,5 @@ python=$1
 sh tools/copy_tree.sh build/points
 cd build/points
 export PYTHONPATH="$PWD" # of the programs that tests start, too
-FASTPOOL_POINTS=1 "$python" setup.py --quiet build_ext --inplace
+FASTPOOL_POINTS=1 "$python" setup.py --quiet build_ext --inplace --parallel "$(nproc)"
 exec "$python" -m pytest -q -p no:faulthandler tests/crash_matrix.py

@@ -8,5 +8,5 @@ cd "$(dirname "$0")/.."
 python=$1
 sh tools/copy_tree.sh build/debug
 cd build/debug
-FASTPOOL_DEBUG=1 "$python" setup.py --quiet build_ext --inplace
+FASTPOOL_DEBUG=1 "$python" setup.py --quiet build_ext --inplace --parallel "$(nproc)"
 exec env PYTHONPATH="$PWD" "$python" -m pytest -q tests --ignore=tests/test_benchmarks.py -k "not table_is_complete"

@@ -7,5 +7,5 @@ python=$1
 sh tools/copy_tree.sh build/posix
 cd build/posix
 export PYTHONPATH="$PWD" # of the programs that tests start, too
-FASTPOOL_POSIX=1 "$python" setup.py --quiet build_ext --inplace
+FASTPOOL_POSIX=1 "$python" setup.py --quiet build_ext --inplace --parallel "$(nproc)"
 exec "$python" -m pytest -q --durations=30 tests
