@@ -192,11 +192,16 @@ static uint64_t heaps_start(const fp_segment *segment) {
   return fp_align(segment->rings_at + segment->lanes * segment->ring_bytes, fp_page_bytes());
 }
 
+/* How long each heap may become. */
+static uint64_t room_of(const fp_segment *segment) {
+  return (segment->bytes - heaps_start(segment)) / (segment->lanes + 1);
+}
+
 /* The heap and its top, or NULL if its words are damaged. */
 static fp_heap *heap_at(const fp_segment *segment, uint32_t owner, uint64_t *top) {
   if (owner > segment->lanes) return NULL;
   fp_heap *heap = fp_heap_of(segment, owner);
-  uint64_t first = heaps_start(segment), room = (segment->bytes - first) / (segment->lanes + 1);
+  uint64_t first = heaps_start(segment), room = room_of(segment);
   *top = atomic_load(&heap->top);
   if (heap->start != first + owner * room || heap->end != heap->start + room) return NULL;
   if (heap->start > *top || *top > heap->end || *top % FP_LINE_BYTES) return NULL;
@@ -205,7 +210,7 @@ static fp_heap *heap_at(const fp_segment *segment, uint32_t owner, uint64_t *top
 
 /* The heap in which a block lies. */
 static inline fp_heap *holder_of(const fp_segment *segment, uint64_t offset) {
-  uint64_t first = heaps_start(segment), room = (segment->bytes - first) / (segment->lanes + 1);
+  uint64_t first = heaps_start(segment), room = room_of(segment);
   uint64_t owner = (offset - first) / room;
   return fp_heap_of(segment, owner < segment->lanes ? (uint32_t)owner : segment->lanes);
 }
@@ -251,18 +256,21 @@ static void split(fp_segment *segment, uint64_t offset, uint64_t keep) {
 
 /* ------------------------------------------------------------------ the cap */
 
-static int over_cap(const fp_segment *segment, const fp_heap *grown) {
+/* 0, FP_FULL: over it, or FP_DAMAGED. */
+static int check_cap(const fp_segment *segment, const fp_heap *grown) {
   /* A quarter is the parent's alone, and the last eighth too, whatever the parent's heap holds: what workers keep warm must
    * not leave their next arguments without room. */
   uint64_t workers = 0, parent = atomic_load(&fp_heap_of(segment, segment->lanes)->charged);
+  uint64_t room = room_of(segment);
   int is_parents = grown == fp_heap_of(segment, segment->lanes);
   uint64_t all = segment->cap - (is_parents ? 0 : segment->cap / FP_RESERVE);
   for (uint32_t i = 0; i < segment->lanes; i++) {
     uint64_t charged = atomic_load(&fp_heap_of(segment, i)->charged);
-    if (charged > segment->cap) return 1;
+    if (charged > room) return FP_DAMAGED; /* no heap can grow so far */
     workers += charged;
   }
-  return workers > segment->cap - segment->cap / 4 || parent > segment->cap || workers + parent > all;
+  if (parent > room) return FP_DAMAGED;
+  return workers > segment->cap - segment->cap / 4 || workers + parent > all ? FP_FULL : 0;
 }
 
 /* Count the heap as `bytes` long. More may stay charged from before: pages that could not be given back. */
@@ -272,9 +280,9 @@ static int charge(const fp_segment *segment, fp_heap *heap, uint64_t bytes) {
   /* Charge, fence, look: of two heaps that grow at once at least one sees the other. */
   atomic_store(&heap->charged, bytes);
   fp_fence();
-  if (!over_cap(segment, heap)) return 0;
-  atomic_store(&heap->charged, before);
-  return FP_FULL;
+  int error = check_cap(segment, heap);
+  if (error < 0) atomic_store(&heap->charged, before);
+  return error;
 }
 
 /* Before the first store to bytes that may lie in pages which do not exist. */

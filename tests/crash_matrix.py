@@ -15,7 +15,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,9 @@ from fastpool import RemoteError, SerializationError, WorkerDiedError, WorkerPoo
 N = 40  # tasks
 CHUNK = 5
 VICTIM = 17
-SOON = 1.0  # seconds
+SOON = 0.5  # seconds for all of a cell: less than what ends a sleep that nothing else ends
+TRIES = 3
+FORKS = 60  # a machine on which so many take longer is slow
 ARRAY = numpy.arange(100.0 * N)
 
 core = ctypes.CDLL(_native.__file__)  # type: ignore[attr-defined]
@@ -425,18 +427,42 @@ def run_applies(cell: ApplyCell) -> list[str]:
     return wrongs
 
 
-slowest: list[tuple[float, str]] = []
+took: list[tuple[float, str]] = []
 
 
 @pytest.fixture(autouse=True, scope="session")
 def report() -> Iterator[None]:
     yield
-    took = sorted(slowest)
+    took.sort(reverse=True)
     path = Path("build/crash_matrix.txt")
     path.parent.mkdir(exist_ok=True)
-    path.write_text("".join(f"{seconds:.3f} s  {cell}\n" for seconds, cell in reversed(took)))
+    path.write_text("".join(f"{seconds:.3f} s  {cell}\n" for seconds, cell in took))
     late = sum(seconds > SOON for seconds, _ in took)
-    print(f"\n{len(took)} cells, the slowest {took[-1][0]:.3f} s, {late} over {SOON} s: {path}")
+    print(f"\n{len(took)} cells, the slowest {took[0][0]:.3f} s, {late} over {SOON} s: {path}")
+
+
+def timed(attempt: Callable[[], None]) -> float:
+    since = time.monotonic()
+    attempt()
+    return time.monotonic() - since
+
+
+def fork() -> None:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def check(cell: Cell | ApplyCell, attempt: Callable[[], None]) -> None:
+    """Try a cell. It must go right, and soon: a busy machine may delay it, but not each time; a sleep that nothing
+    ends, does."""
+    for _ in range(TRIES):
+        seconds = timed(attempt)
+        took.append((seconds, str(cell)))
+        if seconds <= SOON or seconds <= FORKS * min(timed(fork) for _ in range(5)):
+            return
+    pytest.fail(f"it takes more than {SOON} s, {TRIES} times")
 
 
 @pytest.fixture
@@ -461,18 +487,19 @@ def struck_by(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_cell(cell: Cell, struck_by: Any) -> None:
+    def attempt() -> None:
+        outcome = run(cell)
+        wrong = expected(cell, outcome)
+        assert wrong is None, f"{wrong}: {outcome.error!r}, {'struck' if outcome.struck else 'not struck'}"
+
     struck_by(cell)
-    since = time.monotonic()
-    outcome = run(cell)
-    slowest.append((time.monotonic() - since, str(cell)))
-    wrong = expected(cell, outcome)
-    assert wrong is None, f"{wrong}: {outcome.error!r}, {'struck' if outcome.struck else 'not struck'}"
+    check(cell, attempt)
 
 
 @pytest.mark.parametrize("cell", apply_cells(), ids=str)
 def test_apply_cell(cell: ApplyCell, struck_by: Any) -> None:
+    def attempt() -> None:
+        assert run_applies(cell) == []
+
     struck_by(cell)
-    since = time.monotonic()
-    wrongs = run_applies(cell)
-    slowest.append((time.monotonic() - since, str(cell)))
-    assert wrongs == []
+    check(cell, attempt)

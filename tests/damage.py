@@ -10,6 +10,7 @@ from typing import Any
 from fastpool._native import Segment
 
 PLAIN = (int, float, bool, str, bytes)  # what travels as it is, without a sum
+RESERVED = 8  # among the constants: the segment's size (csrc/layout.h)
 
 
 def some_bytes(source: random.Random, was: bytes) -> bytes:
@@ -61,12 +62,16 @@ def memory_of(segment: Segment, end: int) -> memoryview:
     return memoryview(array).cast("B")
 
 
-def damage_own_pool(seed: int, area: str) -> None:
-    """In a task: write somewhere into the pool's memory."""
+def area_of_own_pool(area: str) -> tuple[int, int] | None:
+    """In a task: where an area of the pool's memory is; None: nowhere, or an earlier damage was to what says that."""
     segment = own_segment()
     offset, size = segment.areas()[area]
-    if size:
-        write_astray(random.Random(seed), memory_of(segment, offset + size), (offset, size))
+    return (offset, size) if 0 < size <= read_word("constants", RESERVED) - offset else None
+
+
+def damage_own_pool(seed: int, area: tuple[int, int]) -> None:
+    """In a task: write somewhere into the pool's memory."""
+    write_astray(random.Random(seed), memory_of(own_segment(), sum(area)), area)
 
 
 def write_word(area: str, at: int, value: int, size: int = 8) -> None:

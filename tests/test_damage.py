@@ -4,8 +4,8 @@ The parent says that memory was damaged, or that the worker died; or nobody can 
 no harm, and the map goes on. It never crashes, waits for ever, reads or writes elsewhere, or leaves anything behind,
 and the pool can be used again.
 
-FASTPOOL_DAMAGES says how many times: one of ten, and 2,000 at most, by a task in a pool of its own, the others against
-the parent's reader in this process. tools/test_asan.sh runs this with AddressSanitizer.
+FASTPOOL_DAMAGES says how many times workers do that in the middle of a map, and how many times it is done to what a
+worker has left, read in this process. tools/test_asan.sh runs this with AddressSanitizer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from damage import damage_own_pool, is_acceptable, own_worker, read_word, write_astray, write_word
+from damage import area_of_own_pool, damage_own_pool, is_acceptable, own_worker, read_word, write_astray, write_word
 
 from fastpool import DamagedMemoryError, WorkerDiedError, WorkerPool
 from fastpool._collect import Collector
@@ -35,9 +35,7 @@ from fastpool.functions import Functions
 from fastpool.serializer import make_serializer
 from fastpool.worker import Host
 
-DAMAGES = int(os.environ.get("FASTPOOL_DAMAGES", "1000"))
-POOL_DAMAGES = min(DAMAGES // 10, 2000)
-READER_DAMAGES = DAMAGES - POOL_DAMAGES
+DAMAGES = int(os.environ.get("FASTPOOL_DAMAGES", "400"))
 SECONDS = 100  # a map that takes longer is taken for one that hangs
 JOB_LAST = 1
 
@@ -201,7 +199,7 @@ def test_what_an_undamaged_image_holds(images: list[Image]) -> None:
 def test_the_reader_of_damaged_memory(images: list[Image]) -> None:
     source = random.Random(5)
     outcomes: collections.Counter[str] = collections.Counter()
-    for _ in range(READER_DAMAGES):
+    for _ in range(DAMAGES):
         image = source.choice(images)
         area = source.choice(source.choice([OWN, OWN, UNPROTECTED]))
         if image.areas[area][1]:
@@ -209,8 +207,8 @@ def test_the_reader_of_damaged_memory(images: list[Image]) -> None:
         outcomes[read_all(image)] += 1
     print(dict(outcomes))
     assert set(outcomes) <= {"right", "failure", "incomplete", "DamagedMemoryError"}
-    assert outcomes["DamagedMemoryError"] > READER_DAMAGES / 10
-    assert outcomes["right"] > READER_DAMAGES / 20
+    assert outcomes["DamagedMemoryError"] > DAMAGES / 10
+    assert outcomes["right"] > DAMAGES / 20
 
 
 # ---------------------------------------------------------------- whole pools
@@ -234,16 +232,26 @@ def patience() -> Iterator[Callable[[int], int]]:
 
 
 class Vandal:
-    """A task that damages its pool's memory at one element."""
+    """A task that damages its pool's memory at some elements: for each of these, the seed and the area."""
 
-    def __init__(self, function: Callable[[Any], Any], at: int, seed: int, area: str) -> None:
-        self.function, self.at, self.seed, self.area = function, at, seed, area
+    made = mmap.mmap(-1, 2)  # damages by each worker of the pool, since somebody looked
+
+    def __init__(self, function: Callable[[Any], Any], acts: dict[int, tuple[int, str]]) -> None:
+        self.function, self.acts = function, acts
 
     def __call__(self, x: Any) -> Any:
-        if number_of(x) == self.at:
+        seed, name = self.acts.get(number_of(x), (0, None))
+        area = None if name is None else area_of_own_pool(name)
+        if area is not None:
             faulthandler.disable()  # a write to what is protected is expected to end this process
-            damage_own_pool(self.seed, self.area)
+            self.made[own_worker()] += 1
+            damage_own_pool(seed, area)
         return self.function(x)
+
+    @classmethod
+    def take_made(cls) -> int:
+        made, cls.made[:] = sum(cls.made[:]), bytes(2)
+        return made
 
 
 def number_of(x: Any) -> int:
@@ -266,53 +274,69 @@ def texts(n: int) -> list[str]:
     return ["x" * i for i in range(n)]
 
 
-MAPS: list[tuple[Callable[[Any], Any], Any, int]] = [
-    (identity, range(2000), 1000),
-    (as_dict, range(300), 100),
-    (as_block, range(40), 10),
-    (identity, texts(200), 120),
-    (as_dict, list(range(300)), 150),
-    (as_block, list(range(40)), 20),
+MAPS: list[tuple[Callable[[Any], Any], Any]] = [
+    (identity, range(2000)),
+    (as_dict, range(300)),
+    (as_block, range(40)),
+    (identity, texts(200)),
+    (as_dict, list(range(300))),
+    (as_block, list(range(40))),
 ]
-AREAS = ["gate", "gate", "bell", "constants", "job", "feed"]
-AREAS += [f"{what} {i}" for what in ("control", "line", "lane", *EACH) for i in range(2)]
-AREAS += ["heap 2", "blocks 2"]
+PROTECTED = ["constants", "job", "feed", "control 0", "control 1"]  # whoever writes there ends there
+AREAS = [*UNPROTECTED, "gate", *[f"{what} {i}" for what in ("line", "lane") for i in range(2)], "heap 2", "blocks 2"]
+MOST_ACTS = 40  # a pool that notices nothing goes on
 
 
-def damaged_map(source: random.Random, seed: int) -> str:
-    function, iterable, at = source.choice(MAPS)
-    area = source.choice(AREAS)
-    keep_alive = source.random() < 0.5
-    lifespan = source.choice([None, None, 70])  # a fork takes long under AddressSanitizer
-    with WorkerPool(n_jobs=2, keep_alive=keep_alive) as pool:
-        if keep_alive:
-            assert pool.map(abs, range(10)) == list(range(10))
-        outcome = "right"
+def damaged_pool(seed: int) -> tuple[collections.Counter[str], int]:
+    """Damaged maps on one pool, until one fails. Returns what came of them, and how many damages there were."""
+    source = random.Random(seed)
+    outcomes: collections.Counter[str] = collections.Counter()
+    areas: list[str] = []
+    with WorkerPool(n_jobs=2, keep_alive=source.random() < 0.5) as pool:
         try:
-            vandal = Vandal(function, at, seed, area)
-            results = pool.map(vandal, iterable, chunk_size=source.choice([None, 5]), worker_lifespan=lifespan)
-            is_right = is_acceptable([as_plain(x) for x in results], [as_plain(function(x)) for x in iterable])
-            assert is_right or area.startswith("blocks"), (area, seed)  # arguments are payload too
+            while len(areas) < MOST_ACTS:
+                damaged_map(pool, source, areas)
+                outcomes["right"] += 1
             pool.terminate()
-        except (FastpoolError, MemoryError) as error:
-            outcome = type(error).__name__
-        assert outcome != "MemoryError" or area.startswith("heap"), (area, seed)
+        except (DamagedMemoryError, WorkerDiedError, MemoryError) as error:
+            outcomes[type(error).__name__] += 1
+        assert not outcomes["MemoryError"] or any(area.startswith("heap") for area in areas), areas
+        made = Vandal.take_made()
         assert pool.map(abs, range(-20, 20)) == [abs(x) for x in range(-20, 20)]
-        return outcome
+        return outcomes, made
 
 
-@pytest.mark.timeout(3000)
+def damaged_map(pool: WorkerPool, source: random.Random, areas: list[str]) -> None:
+    """A map that is damaged at some of its elements; `areas`: of the pool, where it was damaged."""
+    function, iterable = source.choice(MAPS)
+    acts = {
+        number_of(x): (source.getrandbits(32), source.choice(PROTECTED if source.random() < 0.02 else AREAS))
+        for x in source.sample(iterable, source.choice([1, 1, 2, 3, 20]))
+    }
+    areas += [area for _, area in acts.values()]
+    lifespan = source.choice([None, None, 70])  # a fork takes long under AddressSanitizer
+    chunk_size = source.choice([None, 5])
+    results = pool.map(Vandal(function, acts), iterable, chunk_size=chunk_size, worker_lifespan=lifespan)
+    is_right = is_acceptable([as_plain(x) for x in results], [as_plain(function(x)) for x in iterable])
+    assert is_right or any(area.startswith("blocks") for area in areas), areas  # arguments are payload too
+
+
+@pytest.mark.timeout(20_000)
 def test_pools_whose_workers_damage_them(patience: Callable[[int], int]) -> None:
     outcomes: collections.Counter[str] = collections.Counter()
-    for seed in range(POOL_DAMAGES):
+    damages, seed = 0, 0
+    Vandal.take_made()
+    while damages < DAMAGES:
         patience(SECONDS)
         try:
-            outcomes[damaged_map(random.Random(seed), seed)] += 1
+            came, made = damaged_pool(seed)
         except Hang:
             pytest.fail(f"the pool hangs: seed {seed}")
         except Exception as error:
             raise AssertionError(f"seed {seed}") from error
-    print(dict(outcomes))
+        outcomes += came
+        damages, seed = damages + made, seed + 1
+    print(f"{damages} damages by workers of {seed} pools:", dict(outcomes))
     assert outcomes["right"] > 0
     assert outcomes["DamagedMemoryError"] > 0
     assert outcomes["WorkerDiedError"] > 0
@@ -434,7 +458,7 @@ def test_bells_that_were_silenced(
             assert pool.map(task, list(range(6)), max_tasks_active=window, chunk_size=1) == list(range(6))
 
 
-@pytest.mark.parametrize("area", ["constants", "job", "feed", "control 0", "control 1"])
+@pytest.mark.parametrize("area", PROTECTED)
 def test_what_the_parent_alone_writes_is_protected(area: str) -> None:
     """The write itself ends the worker, where it is made."""
 

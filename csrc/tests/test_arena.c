@@ -622,6 +622,27 @@ static void test_a_heap_is_whole_after_its_owner_was_killed(void) {
   fp_arena_destroy(&arena);
 }
 
+static void test_more_charged_than_a_heap_can_have_is_damage(void) {
+  fp_arena arena = make(2, 4096, 8 * MB);
+  fp_segment *s = arena.segment;
+  uint64_t room = fp_heap_of(s, 0)->end - fp_heap_of(s, 0)->start, offset;
+  for (uint32_t damaged = 0; damaged < 3; damaged++) {
+    for (uint32_t owner = 0; owner < 3; owner++) {
+      if (owner == damaged) continue;
+      atomic_store(&fp_heap_of(s, damaged)->charged, room);
+      CHECK_EQ(fp_heap_alloc(s, owner, 1000, &offset), FP_FULL);
+      atomic_store(&fp_heap_of(s, damaged)->charged, room + 1);
+      CHECK_EQ(fp_heap_alloc(s, owner, 1000, &offset), FP_DAMAGED);
+      CHECK_EQ(measure(s, owner).charged, 0);
+      atomic_store(&fp_heap_of(s, damaged)->charged, UINT64_MAX - 63);
+      CHECK_EQ(fp_heap_alloc(s, owner, 1000, &offset), FP_DAMAGED);
+    }
+    atomic_store(&fp_heap_of(s, damaged)->charged, 0);
+  }
+  alloc(s, 0, 1000);
+  fp_arena_destroy(&arena);
+}
+
 static void test_adopt_takes_back_what_lies_above_top(void) {
   fp_arena arena = make(1, 4096, 8 * MB);
   fp_segment *s = arena.segment;
@@ -847,6 +868,7 @@ int main(void) {
   RUN(test_heaps_that_grow_at_once_keep_the_cap);
   RUN(test_owner_allocates_while_the_holder_frees);
   RUN(test_a_heap_is_whole_after_its_owner_was_killed);
+  RUN(test_more_charged_than_a_heap_can_have_is_damage);
   RUN(test_adopt_takes_back_what_lies_above_top);
 #ifdef FP_CAN_STEP
   RUN(test_every_instruction_leaves_a_whole_list);
