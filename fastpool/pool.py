@@ -446,8 +446,8 @@ class WorkerPool:
         wait for one that another thread has handed in. (It may wait for those that it has handed in itself.)
 
         What fails, fails alone: an exception is raised by ``get()`` and the worker goes on; a worker that dies, or is
-        killed because of a time limit, is replaced. What ends all workers fails all applies: an exception in
-        `worker_init`, or a map on the same pool that fails.
+        killed because of a time limit, is replaced. What ends all workers fails all applies: a `worker_init` that
+        raises or takes too long, or a map on the same pool that fails.
 
         Parameters
         ----------
