@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass, replace
 from typing import Any
@@ -276,10 +277,16 @@ def make_map_job(
             f"iterable_of_args has more elements than a list has places ({MOST_RESULTS}): give iterable_len"
         )
     if chunk_size is None and n_splits is not None:
-        if length is None:
-            raise ValueError("n_splits needs a known number of tasks: give iterable_len, or an iterable with a length")
-        chunk_size = MOST_UNITS if length // n_splits > MOST_UNITS else max(1.0, length / n_splits)
+        chunk_size = _split_size(length, n_splits)
     return replace(job, length=length, chunk_size=chunk_size)
+
+
+def _split_size(length: int | None, n_splits: int) -> float | None:
+    if length is None:
+        message = "n_splits is ignored: the number of tasks is not known. Give iterable_len, or chunk_size"
+        warnings.warn(message, RuntimeWarning, stacklevel=CALLER + 1)
+        return None
+    return MOST_UNITS if length // n_splits > MOST_UNITS else max(1.0, length / n_splits)
 
 
 def _slices(array: Array, options: PoolOptions, chunk_size: float | None, n_splits: int | None) -> Slices:

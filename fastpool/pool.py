@@ -180,7 +180,7 @@ class WorkerPool:
             Tasks a worker takes at a time (a float: on average). Default: from measured speed. Wins over `n_splits`.
             Of an array: rows of a chunk. Default: ``4 * n_jobs`` chunks, more if these had over 2 MB.
         n_splits : int, optional
-            Number of chunks.
+            Number of chunks. Of an input whose length is not known it is ignored: a RuntimeWarning.
         worker_lifespan : int, optional
             A worker ends after the chunk in which it has run this many tasks, and another takes its place.
         progress_bar : bool, default False

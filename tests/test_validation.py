@@ -241,7 +241,6 @@ def test_what_does_not_go_together() -> None:
     pool = WorkerPool(2)
     array = numpy.zeros(4)
     together: list[tuple[dict[str, Any], str]] = [
-        ({"n_splits": 2, "iterable_of_args": iter([1])}, "n_splits needs a known number of tasks: give iterable_len"),
         ({"out": array, "iterable_of_args": array, "concatenate_numpy_output": False}, "out and concatenate_numpy_out"),
         ({"out": array, "iterable_of_args": array, "return_exceptions": True}, "out and return_exceptions=True"),
         ({"out": numpy.broadcast_to(0.0, 4), "iterable_of_args": array}, "out must be writeable, not a read-only"),
