@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sized
@@ -14,7 +13,7 @@ import numpy
 
 from fastpool.arrays import Array, Slices, cut
 from fastpool.functions import Function, Functions
-from fastpool.options import PoolOptions, check_flag, check_int, shorten
+from fastpool.options import PoolOptions, as_index, check_flag, check_int, shorten
 from fastpool.progress import BarOptions, make_bar_options
 from fastpool.timeouts import NO_LIMITS, Limits, check_seconds
 
@@ -338,10 +337,19 @@ def check_iterable(name: str, value: Any) -> None:
     ------
     TypeError
     """
-    if not isinstance(value, Iterable) and not hasattr(value, "__getitem__"):
+    if not isinstance(value, Iterable) and not _has_elements(value):
         raise TypeError(f"{name} must be an iterable, not {type(value).__name__}")
     if isinstance(value, numpy.ndarray) and value.ndim == 0:
         raise TypeError(f"{name} must have an axis to be cut along; this array has no dimensions")
+
+
+def _has_elements(value: Any) -> bool:
+    """By index alone. (numpy's scalars have indices, and no elements; classes have the methods of their instances.)"""
+    try:
+        iter(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _check_callable(name: str, value: Any, optional: bool = True) -> None:
@@ -359,9 +367,9 @@ def check_chunk_size(value: Any) -> float | None:
     """
     if value is None:
         return None
-    if isinstance(value, bool) or not (hasattr(value, "__index__") or isinstance(value, float)):
+    size = value if isinstance(value, float) else as_index(value)
+    if size is None:
         raise TypeError(f"chunk_size must be an int, a float or None, not {type(value).__name__}")
-    size = value if isinstance(value, float) else operator.index(value)
     if not 1 <= size < math.inf:
         raise ValueError(
             f"chunk_size must be at least 1 and finite, not {value if isinstance(size, float) else shorten(size)}"
