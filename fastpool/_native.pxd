@@ -464,6 +464,7 @@ cdef class Segment(Arena):
     cdef readonly uint64_t range_units  # of the map
     cdef uint64_t shortest_limit  # of the map's time limits, in ns; 0: it has none
     cdef uint64_t shortest_of_applies
+    cdef uint64_t shortest_of_ends  # of the limits of init and exit functions that applies brought
     cdef uint64_t longest_limit   # of all jobs'
 
     cdef void _release(self)

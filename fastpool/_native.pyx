@@ -996,6 +996,7 @@ cdef class Segment(Arena):
             return late, None
         # For calls that begin after this look:
         again = min(self.shortest_limit or FP_NEVER, self.shortest_of_applies or FP_NEVER)
+        again = min(again, self.shortest_of_ends or FP_NEVER)
         if again != FP_NEVER:
             again += now_ns()
         for worker in range(self.lanes):
@@ -1057,6 +1058,7 @@ cdef class Segment(Arena):
         store(self.at.jobs[FP_APPLY].avail, 0)
         store(self.at.jobs[FP_APPLY].total, FP_TOTAL_UNKNOWN)
         self.applies = number
+        self.shortest_of_ends = min(filter(None, limits), default=0)
         fp_gate_open(self.at, FP_APPLY)
         return number
 

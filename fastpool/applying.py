@@ -79,7 +79,7 @@ class Applier:
         with self.changed:
             try:
                 self._waiting.append(result)
-                if self._feed is not None and not self._is_encoding and not self._is_outdated:
+                if self._feed is not None and not self._is_encoding and not self._is_to_open_anew:
                     self._hand_in()
             except BaseException:  # nobody will have the result
                 if result in self._waiting:
@@ -181,7 +181,8 @@ class Applier:
 
     def _open(self) -> None:
         """Have a segment with applies in it, and no workers that were started with other options than there are now."""
-        if self._feed is not None and not (self._is_outdated and not self.handed_in and not self.supervisor.mapping):
+        is_in_use = self.handed_in or self.supervisor.mapping
+        if self._feed is not None and (is_in_use or not self._is_to_open_anew):
             return
         waiting, self._waiting = self._waiting, deque()  # they do not end with the workers that are restarted
         try:
@@ -191,6 +192,14 @@ class Applier:
             self._is_outdated = False
         finally:
             self._waiting = waiting + self._waiting
+
+    @property
+    def _is_to_open_anew(self) -> bool:
+        """Have options changed, or are there no workers left, and the next apply wants others than these were?"""
+        if self._is_outdated or self.handed_in or self.supervisor.living:
+            return self._is_outdated
+        job = self._waiting[0].job
+        return job is not None and self.supervisor.wants_other_workers(job)
 
     def note_change(self) -> None:
         """Workers have to be restarted before the next apply, once the others are done."""

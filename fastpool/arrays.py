@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from fastpool._native import Arena, Place, Segment, SharedBlock
 from fastpool._plan import is_public, is_spoiled, make_plan
 from fastpool._references import Places
 from fastpool.machine import memory_bytes
+from fastpool.options import as_index, shorten
 
 Array = numpy.ndarray[Any, Any]
 
@@ -90,13 +90,17 @@ def _refuse_objects(name: str, dtype: numpy.dtype[Any]) -> None:
 
 
 def _checked_shape(shape: Any) -> tuple[int, ...]:
-    sizes = tuple(shape) if isinstance(shape, Iterable) and not isinstance(shape, (str, bytes)) else (shape,)
-    for size in sizes:
-        if isinstance(size, bool) or not hasattr(size, "__index__"):
-            raise TypeError(f"shape must be an int or a sequence of ints, not of {type(size).__name__}")
-        if operator.index(size) < 0:
-            raise ValueError(f"shape must not be negative: it has {operator.index(size)}")
-    return tuple(map(operator.index, sizes))
+    size = as_index(shape)
+    is_one = size is not None or not isinstance(shape, Iterable) or isinstance(shape, (str, bytes))
+    sizes = []
+    for given in (shape,) if is_one else shape:
+        size = as_index(given)
+        if size is None:
+            raise TypeError(f"shape must be an int or a sequence of ints, not of {type(given).__name__}")
+        if size < 0:
+            raise ValueError(f"shape must not be negative: it has {shorten(size)}")
+        sizes.append(size)
+    return tuple(sizes)
 
 
 def _template(shape: tuple[int, ...], dtype: numpy.dtype[Any]) -> Array:

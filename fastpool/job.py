@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import operator
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +13,7 @@ import numpy
 
 from fastpool.arrays import Array, Slices, cut
 from fastpool.functions import Function, Functions
-from fastpool.options import PoolOptions, check_flag, check_int, shorten
+from fastpool.options import PoolOptions, as_index, check_flag, check_int, shorten
 from fastpool.progress import BarOptions, make_bar_options
 from fastpool.timeouts import NO_LIMITS, Limits, check_seconds
 
@@ -276,10 +276,16 @@ def make_map_job(
             f"iterable_of_args has more elements than a list has places ({MOST_RESULTS}): give iterable_len"
         )
     if chunk_size is None and n_splits is not None:
-        if length is None:
-            raise ValueError("n_splits needs a known number of tasks: give iterable_len, or an iterable with a length")
-        chunk_size = MOST_UNITS if length // n_splits > MOST_UNITS else max(1.0, length / n_splits)
+        chunk_size = _split_size(length, n_splits)
     return replace(job, length=length, chunk_size=chunk_size)
+
+
+def _split_size(length: int | None, n_splits: int) -> float | None:
+    if length is None:
+        message = "n_splits is ignored: the number of tasks is not known. Give iterable_len, or chunk_size"
+        warnings.warn(message, RuntimeWarning, stacklevel=CALLER + 1)
+        return None
+    return MOST_UNITS if length // n_splits > MOST_UNITS else max(1.0, length / n_splits)
 
 
 def _slices(array: Array, options: PoolOptions, chunk_size: float | None, n_splits: int | None) -> Slices:
@@ -331,10 +337,19 @@ def check_iterable(name: str, value: Any) -> None:
     ------
     TypeError
     """
-    if not isinstance(value, Iterable) and not hasattr(value, "__getitem__"):
+    if not isinstance(value, Iterable) and not _has_elements(value):
         raise TypeError(f"{name} must be an iterable, not {type(value).__name__}")
     if isinstance(value, numpy.ndarray) and value.ndim == 0:
         raise TypeError(f"{name} must have an axis to be cut along; this array has no dimensions")
+
+
+def _has_elements(value: Any) -> bool:
+    """By index alone. (numpy's scalars have indices, and no elements; classes have the methods of their instances.)"""
+    try:
+        iter(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _check_callable(name: str, value: Any, optional: bool = True) -> None:
@@ -352,9 +367,9 @@ def check_chunk_size(value: Any) -> float | None:
     """
     if value is None:
         return None
-    if isinstance(value, bool) or not (hasattr(value, "__index__") or isinstance(value, float)):
+    size = value if isinstance(value, float) else as_index(value)
+    if size is None:
         raise TypeError(f"chunk_size must be an int, a float or None, not {type(value).__name__}")
-    size = value if isinstance(value, float) else operator.index(value)
     if not 1 <= size < math.inf:
         raise ValueError(
             f"chunk_size must be at least 1 and finite, not {value if isinstance(size, float) else shorten(size)}"

@@ -134,6 +134,17 @@ def check_flag(name: str, value: Any) -> bool:
     return value
 
 
+def as_index(value: Any) -> int | None:
+    """The whole number that this is, by its ``__index__``; None if it is a bool, or none.
+
+    (To have an ``__index__`` says little: arrays of several numbers have one, and so do classes of numbers.)
+    """
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
 def check_int(name: str, value: Any, least: int, optional: bool = True) -> int | None:
     """A whole number, None where it is optional: anything that has ``__index__``, but no bool.
 
@@ -143,9 +154,9 @@ def check_int(name: str, value: Any, least: int, optional: bool = True) -> int |
     """
     if value is None and optional:
         return None
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    number = as_index(value)
+    if number is None:
         raise TypeError(f"{name} must be an int{' or None' if optional else ''}, not {type(value).__name__}")
-    number = operator.index(value)
     if number < least:
         raise ValueError(f"{name} must be at least {least}, not {shorten(number)}")
     return number
@@ -175,17 +186,19 @@ def check_cpu_ids(cpu_ids: Any, n_jobs: int) -> list[frozenset[int]] | None:
 
 
 def _cores_of(entry: Any) -> frozenset[int]:
-    ids = entry if isinstance(entry, (list, tuple)) else [entry]
-    for core in ids:
-        if isinstance(core, bool) or not hasattr(core, "__index__"):
+    cores = set()
+    for given in entry if isinstance(entry, (list, tuple)) else [entry]:
+        core = as_index(given)
+        if core is None:
             raise TypeError(
-                f"cpu_ids must be an int, a list of ints and lists of ints, or None; not of {type(core).__name__}"
+                f"cpu_ids must be an int, a list of ints and lists of ints, or None; not of {type(given).__name__}"
             )
-        if operator.index(core) < 0:
-            raise ValueError(f"cpu_ids must not be negative: it has {shorten(operator.index(core))}")
-    if not ids:
+        if core < 0:
+            raise ValueError(f"cpu_ids must not be negative: it has {shorten(core)}")
+        cores.add(core)
+    if not cores:
         raise ValueError("cpu_ids has an empty list for a worker, which must have at least one core")
-    return frozenset(map(operator.index, ids))
+    return frozenset(cores)
 
 
 def crowd(pinned: list[frozenset[int]]) -> bool:

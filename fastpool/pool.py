@@ -180,7 +180,7 @@ class WorkerPool:
             Tasks a worker takes at a time (a float: on average). Default: from measured speed. Wins over `n_splits`.
             Of an array: rows of a chunk. Default: ``4 * n_jobs`` chunks, more if these had over 2 MB.
         n_splits : int, optional
-            Number of chunks.
+            Number of chunks. Of an input whose length is not known it is ignored: a RuntimeWarning.
         worker_lifespan : int, optional
             A worker ends after the chunk in which it has run this many tasks, and another takes its place.
         progress_bar : bool, default False
@@ -446,8 +446,8 @@ class WorkerPool:
         wait for one that another thread has handed in. (It may wait for those that it has handed in itself.)
 
         What fails, fails alone: an exception is raised by ``get()`` and the worker goes on; a worker that dies, or is
-        killed because of a time limit, is replaced. What ends all workers fails all applies: an exception in
-        `worker_init`, or a map on the same pool that fails.
+        killed because of a time limit, is replaced. What ends all workers fails all applies: a `worker_init` that
+        raises or takes too long, or a map on the same pool that fails.
 
         Parameters
         ----------

@@ -18,7 +18,7 @@ from typing import Any
 logger = logging.getLogger("fastpool")
 
 STYLES = ("std", "rich", "notebook")
-DEFAULTS = {"dynamic_ncols": True, "mininterval": 0.1, "miniters": 0}
+DEFAULTS = {"mininterval": 0.1, "miniters": 0}
 OURS = ("total", "leave")
 OWN = {"std": (), "rich": ("progress", "options"), "notebook": ("display",)}  # options that tqdm has for a style alone
 NEEDS = {"std": "tqdm", "rich": "tqdm and rich", "notebook": "tqdm and ipywidgets"}
@@ -64,8 +64,9 @@ def make_bar_options(shown: Any, options: Any, style: Any, stacklevel: int) -> B
             warnings.warn(message, RuntimeWarning, stacklevel + 1)
     if not shown:
         return None
+    given = DEFAULTS | {"dynamic_ncols": "ncols" not in given} | given  # tqdm's dynamic width wins over a given one
     _check_options(style, given)
-    return BarOptions(style, DEFAULTS | given)
+    return BarOptions(style, given)
 
 
 def _check_style(style: Any) -> str:
@@ -87,13 +88,16 @@ def _check_options(style: str, given: dict[str, Any]) -> None:
         raise ValueError("progress_bar_options: 'position' is not for progress_bar_style 'rich'")
     from tqdm import TqdmKeyError, TqdmWarning
 
+    stream = given.get("file")
+    if stream is not None and not callable(getattr(stream, "write", None)):
+        raise TypeError(f"progress_bar_options: 'file' must be a stream to write to, not {type(stream).__name__}")
     tried = {name: value for name, value in given.items() if name not in OWN[style]}
     try:
         if "iterable" in tried:
             raise TypeError("tqdm's 'iterable' is the input of the map")
         with warnings.catch_warnings():
             warnings.simplefilter("error", TqdmWarning)
-            bar = bar_class("std").shown({**DEFAULTS, **tried, "file": Nowhere(), "disable": False}, 1)
+            bar = bar_class("std").shown({**tried, "file": Nowhere(), "disable": False}, 1)
             bar.refresh()
             bar.update(1)
             bar.close()

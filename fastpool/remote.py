@@ -27,8 +27,12 @@ def revive(worker_id: int, task: int | None, payload: Any, serializer: Serialize
 
 
 def _caused(error: BaseException, cause: RemoteError) -> BaseException:
-    """The exception, with what says where it came from between it and a cause of its own."""
-    if not isinstance(error.__cause__, RemoteError):
-        cause.__cause__ = error.__cause__
-    BaseException.__setattr__(error, "__cause__", cause)  # its class may not let its attributes be set
+    """The exception, with what says where it came from between it and a cause of its own.
+
+    Its class may not let its attributes be read or set.
+    """
+    own = BaseException.__getattribute__(error, "__cause__")
+    if not isinstance(own, RemoteError):
+        cause.__cause__ = own
+    BaseException.__setattr__(error, "__cause__", cause)
     return error

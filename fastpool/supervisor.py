@@ -262,6 +262,12 @@ class Supervisor:
         """Of the living."""
         return list(self._workers)
 
+    def wants_other_workers(self, job: ApplyJob) -> bool:
+        """Are an init or exit function given, or limits of theirs, that workers would not have that are started now?"""
+        given = (job.init, job.exit, job.limits.worker_init, job.limits.worker_exit)
+        were = (self._init, self._exit, self.limits.worker_init, self.limits.worker_exit)
+        return any(new is not None and new != was for new, was in zip(given, were, strict=True))
+
     def warn_of_unused(self, job: ApplyJob, stacklevel: int) -> None:
         """Live workers run no other init and exit function because of an apply."""
         if not self._workers:
@@ -567,7 +573,7 @@ class Supervisor:
         if apply is not None and self.applier is not None:
             self.applier.note_death(death, *apply)
         is_idle = self.applier is not None and not self.mapping and state not in ("starting", "exiting")
-        if is_idle or (apply is not None and apply[1]):
+        if not death.ends_every_map and (is_idle or (apply is not None and apply[1])):
             logger.warning("%s", death.error([] if apply is None else [range(apply[0], apply[0] + 1)]))
             return
         if self._was_left and death.late is not None and state != "exiting":

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import operator
 from typing import Any, NamedTuple, SupportsFloat, cast
 
 from fastpool.errors import DamagedMemoryError, WorkerTimeoutError
 from fastpool.functions import Functions, name_of
-from fastpool.options import shorten
+from fastpool.options import as_index, shorten
 
 PHASES = {"running": "task", "initializing": "worker_init", "exiting": "worker_exit"}  # by the worker's state
 MOST_SECONDS = 10**9  # as good as no limit
@@ -78,9 +77,9 @@ def check_seconds(name: str, value: Any) -> float | None:
     """
     if value is None:
         return None
-    if isinstance(value, bool) or not (isinstance(value, float) or hasattr(value, "__index__")):
+    seconds = value if isinstance(value, float) else as_index(value)
+    if seconds is None:
         raise TypeError(f"{name} must be an int, a float or None, not {type(value).__name__}")
-    seconds = value if isinstance(value, float) else operator.index(value)
     if not seconds > 0:
         given = seconds if isinstance(seconds, float) else shorten(seconds)
         raise ValueError(f"{name} must be more than 0 seconds, not {given}")
@@ -96,12 +95,15 @@ def check_wait(name: str, value: Any) -> float | None:
     """
     if value is None:
         return None
+    wrong = f"{name} must be an int, a float or None, not {type(value).__name__}"
     if isinstance(value, bool) or not (isinstance(value, SupportsFloat) and hasattr(value, "__abs__")):
-        raise TypeError(f"{name} must be an int, a float or None, not {type(value).__name__}")
+        raise TypeError(wrong)
     try:
         seconds = float(value)
     except OverflowError:  # an int too large for a float
         seconds = math.inf if cast(Any, value) > 0 else 0.0
+    except TypeError as error:  # an array of several
+        raise TypeError(wrong) from error
     if math.isnan(seconds):
         raise ValueError(f"{name} must be a number of seconds, not nan")
     return min(max(0.0, seconds), float(MOST_SECONDS))

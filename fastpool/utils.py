@@ -93,7 +93,7 @@ def _even_size(length: int | None, n_splits: int | None) -> float:
         raise ValueError("chunk_size and n_splits must not both be None")
     if length is None:
         raise ValueError("n_splits needs a known number of elements: give iterable_len, or an iterable with a length")
-    return length / n_splits
+    return min(length, sys.maxsize // 2) / n_splits
 
 
 def _sizes(size: float) -> Iterator[int]:

@@ -7,6 +7,7 @@ import pickle
 import reprlib
 import sys
 import traceback
+import types
 from typing import Any, NamedTuple
 
 import numpy
@@ -24,6 +25,8 @@ from fastpool.spawning import Packed, take, unpack
 NO_FUNCTIONS = Functions(None, None, None)  # type: ignore[arg-type]  # before the first job
 
 MOST_FUNCTIONS = 256  # of applies, that a worker keeps
+
+HEADING = "Traceback (most recent call last):\n"
 
 _shorten = reprlib.Repr()
 _shorten.maxstring = _shorten.maxother = 200
@@ -132,7 +135,7 @@ class Host:
 
     def describe(self, error: BaseException, what: str, task: int | None, element: Any) -> Any:
         """The description of an exception, as it is sent: see :func:`fastpool.remote.revive`."""
-        text = "".join(traceback.format_exception(type(error), error, own_part(error)))
+        text = show_traceback(error)
         if what == "function" and not isinstance(error, FastpoolError):
             what = "worker"  # a signal handler raised it
         if what in ("argument", "result", "exit result") and not isinstance(error, FastpoolError):
@@ -293,12 +296,22 @@ def summarize(value: Any) -> str:
     return shorten(value)
 
 
-def own_part(error: BaseException) -> Any:
+def own_part(error: BaseException) -> types.TracebackType | None:
     """The traceback without fastpool's own frames at its beginning."""
-    frames = error.__traceback__
+    frames: types.TracebackType | None = BaseException.__getattribute__(error, "__traceback__")
     while frames is not None and frames.tb_frame.f_code.co_filename.endswith(("_worker.pyx", "fastpool/worker.py")):
         frames = frames.tb_next
     return frames
+
+
+def show_traceback(error: BaseException) -> str:
+    """As Python shows it; of an exception whose class keeps Python from that (by its ``__bool__``, say, or its
+    attributes), where it was raised."""
+    try:
+        return "".join(traceback.format_exception(type(error), error, own_part(error)))
+    except BaseException:
+        shown = traceback.format_tb(own_part(error))
+        return "".join([HEADING, *shown, f"{type(error).__qualname__}: {shorten_str(error)}\n"])
 
 
 def run(host: Host, segment: Segment) -> None:

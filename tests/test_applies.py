@@ -603,6 +603,66 @@ def fail() -> None:
     1 / 0  # noqa: B018
 
 
+def sleep_long() -> None:
+    sleep_in_pieces(HANG)
+
+
+def test_an_init_that_takes_too_long_fails_the_applies(start_method: str) -> None:
+    with WorkerPool(n_jobs=2, start_method=start_method) as pool:
+        given: Any = {"worker_init": sleep_long, "worker_init_timeout": 0.1}
+        results = [pool.apply_async(add, (i, 1), **given) for i in range(5)]
+        for result in results:
+            with pytest.raises(WorkerTimeoutError, match="worker_init_timeout"):
+                result.get()
+        assert pool.apply(add, (1, 1)) == 2
+
+
+def test_limits_of_init_and_exit_have_their_timer(start_method: str) -> None:
+    """Not the end of the longest sleep there is."""
+    for limit in ("worker_init_timeout", "worker_exit_timeout"):
+        with WorkerPool(n_jobs=1, start_method=start_method) as pool:
+            pool.apply(add, (1, 1), **{limit: HANG})  # type: ignore[arg-type]
+            late, look_again = pool._supervisor.segment.late_calls()
+            assert late == []
+            assert look_again is not None
+            assert look_again <= time.monotonic_ns() + HANG * 10**9
+
+
+def begin_at_one(state: dict[str, int]) -> None:
+    state["count"] = 1
+
+
+def begin_at_ten(state: dict[str, int]) -> None:
+    state["count"] = 10
+
+
+def count(state: dict[str, int]) -> int:
+    state["count"] = state.get("count", 0) + 1
+    return state["count"]
+
+
+def last_count(state: dict[str, int]) -> int:
+    return state["count"]
+
+
+def die(state: dict[str, int]) -> None:
+    os._exit(1)
+
+
+@processes
+def test_who_comes_after_the_last_worker_died(start_method: str, recwarn: pytest.WarningsRecorder) -> None:
+    """A worker like it, if nothing else is asked for."""
+    with WorkerPool(n_jobs=1, start_method=start_method, use_worker_state=True) as pool:
+        assert pool.apply(count, worker_init=begin_at_one) == 2
+        for given, first in (({}, 2), ({"worker_init": begin_at_ten, "worker_exit": last_count}, 11)):
+            with pytest.raises(WorkerDiedError):
+                pool.apply(die)
+            assert pool.apply(count, **given) == first  # type: ignore[arg-type]
+        pool.stop_and_join()
+        assert pool.get_exit_results() == [11]
+    assert list(recwarn) == []
+
+
 def test_join_waits_for_applies(start_method: str) -> None:
     with WorkerPool(n_jobs=2, start_method=start_method) as pool:
         results = [pool.apply_async(sleep_in_pieces, 0.01) for _ in range(10)]

@@ -41,6 +41,21 @@ class Silent(Exception):
         return False
 
 
+class NoTruth(Exception):
+    def __bool__(self) -> bool:
+        raise ValueError("no truth for you")
+
+    __eq__ = __bool__  # type: ignore[assignment]
+    __hash__ = Exception.__hash__
+
+
+class NoTraceback(Exception):
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("__cause__", "__traceback__"):
+            raise ValueError(f"no {name} for you")
+        return super().__getattribute__(name)
+
+
 class Hostile(Exception):
     def __str__(self) -> str:
         raise ValueError("no str for you")
@@ -207,13 +222,26 @@ def test_why_an_exception_cannot_be_sent() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [Silent, Hostile, SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration, MemoryError]
+    "kind", [Silent, NoTruth, Hostile, SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration, MemoryError]
 )
+@pytest.mark.usefixtures("by_default")
 def test_awkward_exceptions(kind: type[BaseException]) -> None:
     with WorkerPool(n_jobs=1) as pool:
         with pytest.raises(kind):
             pool.map(raise_this, [kind])
         assert pool.map(abs, [-1]) == [1]
+
+
+@pytest.mark.parametrize("kind", [NoTruth, NoTraceback])
+def test_an_exception_that_python_cannot_show(kind: type[BaseException]) -> None:
+    with WorkerPool(n_jobs=1) as pool:
+        (error,) = pool.map(raise_this, [kind], return_exceptions=True)
+    assert type(error) is kind
+    cause = BaseException.__getattribute__(error, "__cause__")
+    assert isinstance(cause, RemoteError)
+    assert (cause.task, cause.phase) == (0, "task")
+    assert "in raise_this" in cause.traceback
+    assert "_worker.pyx" not in cause.traceback
 
 
 def raise_os_error(_: Any) -> None:

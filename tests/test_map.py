@@ -222,6 +222,21 @@ def test_n_splits(n_splits: int) -> None:
         assert pool.map(square, iter(range(300)), iterable_len=300, n_splits=n_splits) == [i * i for i in range(300)]
 
 
+@pytest.mark.parametrize("method", ["map", "map_unordered", "imap", "imap_unordered"])
+def test_n_splits_of_an_unknown_number_is_ignored(method: str) -> None:
+    with WorkerPool(n_jobs=2) as pool:
+        with pytest.warns(RuntimeWarning, match="n_splits is ignored") as caught:
+            results = getattr(pool, method)(square, iter(range(300)), n_splits=3)
+        assert sorted(results) == [i * i for i in range(300)]
+        assert [warning.filename for warning in caught] == [__file__]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_chunk_size_counts_rather_than_n_splits() -> None:
+    with WorkerPool(n_jobs=2) as pool:
+        assert pool.map(square, iter(range(300)), chunk_size=7, n_splits=3) == [i * i for i in range(300)]
+
+
 def note_chunk(worker_id: int, x: int) -> tuple[int, int]:
     return worker_id, x
 

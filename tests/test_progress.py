@@ -198,6 +198,14 @@ def test_options_are_tqdms() -> None:
     assert "pieces/s" in screen.frames[-1]
 
 
+def test_the_width_is_the_one_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    screen = Screen()
+    with WorkerPool(n_jobs=2) as pool:
+        pool.map(double, range(10), **show(screen, ncols=50))
+    assert len(screen.frames[-1].rstrip("\n")) == 50
+
+
 @pytest.mark.parametrize("seconds", [None, 0, 1e-9, float("inf"), float("nan")])
 def test_any_interval(seconds: float | None) -> None:
     screen = Screen()
@@ -441,6 +449,11 @@ def refused(kind: type[Exception], match: str, **given: Any) -> None:
         (TypeError, "progress_bar_options", {"progress_bar": True, "progress_bar_options": {"mininterval": "soon"}}),
         (TypeError, "progress_bar_options", {"progress_bar": True, "progress_bar_options": {"position": "top"}}),
         (TypeError, "progress_bar_options", {"progress_bar": True, "progress_bar_options": {"initial": "x"}}),
+        (
+            TypeError,
+            "progress_bar_options: 'file' must be a stream to write to, not str",
+            {"progress_bar": True, "progress_bar_options": {"file": "bar.txt"}},
+        ),
         (TypeError, "progress_bar_options", {"progress_bar": True, "progress_bar_options": {3: 1}}),
         (ValueError, "progress_bar_options: .*mud", {"progress_bar": True, "progress_bar_options": {"colour": "mud"}}),
         (

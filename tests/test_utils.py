@@ -110,6 +110,10 @@ def test_single_arguments_are_not_unpacked() -> None:
         assert pool.map(repr, make_single_arguments([(1, 2), [3]])) == ["(1, 2)", "[3]"]
 
 
+def test_a_length_beyond_any() -> None:
+    assert list(chunk_tasks(range(5), iterable_len=10**400, n_splits=1)) == [(0, 1, 2, 3, 4)]
+
+
 WRONG = [
     (chunk_tasks, (5,), TypeError, "iterable must be an iterable, not int"),
     (chunk_tasks, (numpy.array(5), 1, 1), TypeError, "iterable must have an axis"),
