@@ -219,6 +219,26 @@ def uninterrupted(function):
     return call
 
 
+def completed(function):
+    """A decorator, for what is soon done and may be done again: where the exception of a handler has cut it short, it
+    is done again, while handlers wait, before the exception goes on. Where none comes, it costs nothing.
+    """
+    @functools.wraps(function)
+    def call(*args):
+        try:
+            return function(*args)
+        except BaseException:
+            due = hold_signals()
+            try:
+                function(*args)
+            finally:
+                due = release_signals() or due
+            if due is not None:
+                raise due
+            raise
+    return call
+
+
 cdef class Interruptible:
     """Within an :func:`uninterrupted` function, a block in which handlers run."""
     cdef int holders

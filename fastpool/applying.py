@@ -19,7 +19,7 @@ from fastpool import functions
 from fastpool._applies import Applies
 from fastpool._signals import uninterrupted
 from fastpool.definition import Definition
-from fastpool.engine import Engine
+from fastpool.engine import Engine, Hold
 from fastpool.errors import DamagedMemoryError, FastpoolError, StaleFunctionError, unsendable
 from fastpool.functions import Function, Functions
 from fastpool.job import ApplyJob
@@ -60,6 +60,10 @@ class Applier:
         self._keepers: set[threading.Thread] = set()  # this one and those before it, but for those in a callback
 
     @property
+    def lock(self) -> threading.RLock:
+        return self.engine.lock
+
+    @property
     def changed(self) -> threading.Condition:
         return self.engine.changed
 
@@ -76,7 +80,7 @@ class Applier:
         `will_wait`: the caller will, at once, and needs nobody else to collect the result.
         """
         result = AsyncResult(self, job)
-        with self.changed:
+        with self.lock:
             try:
                 self._waiting.append(result)
                 if self._feed is not None and not self._is_encoding and not self._is_to_open_anew:
@@ -97,13 +101,11 @@ class Applier:
 
     def rouse(self) -> None:
         """Have somebody look after what is waiting."""
-        if not self.engine.try_to_take():
-            self.supervisor.call()
-            return
-        try:
-            self._attempt(self.attend)
-        finally:
-            self.engine.let_go()
+        with Hold(self.engine, self.engine.try_to_take) as mine:
+            if mine:
+                self._attempt(self.attend)
+            else:
+                self.supervisor.call()
 
     def _hand_in(self) -> None:
         """Encode and publish what is waiting, as far as there is room."""
@@ -165,7 +167,7 @@ class Applier:
 
     def attend(self) -> None:
         """Take what has come, hand in what is waiting, have workers for it."""
-        with self.changed:
+        with self.lock:
             self._take()
             if self._unclear:
                 self._clear_up()
@@ -235,7 +237,7 @@ class Applier:
 
     def note_death(self, death: Death, unit: int, certain: bool) -> None:
         """A worker that died had claimed this apply, or was about to."""
-        with self.changed:
+        with self.lock:
             self._take()  # it may have been done with it
             if certain:
                 self._lose(unit, death)
@@ -272,7 +274,7 @@ class Applier:
         rested_at = self.supervisor.collector.applies_rested_at
         if rested_at is None or self._unclear:
             return
-        with self.changed:
+        with self.lock:
             oldest = None if self._feed is None else self._feed.oldest
             if oldest is not None and oldest < rested_at:
                 raise DamagedMemoryError("applies were claimed that no worker has, and that have no result")
@@ -280,18 +282,18 @@ class Applier:
     @property
     def is_encoding(self) -> bool:
         """Does this thread encode an apply? If another does, this waits."""
-        with self.changed:
+        with self.lock:
             return self._is_encoding
 
     def close(self) -> None:
         """Hand in no more: the segment is about to go."""
-        with self.changed:
+        with self.lock:
             self._lost += self._feed or ()
             self._feed = None
 
     def fail_all(self, error: BaseException) -> None:
         """The workers are gone: this is what became of the applies that are not done."""
-        with self.changed:
+        with self.lock:
             self.close()
             for result in (*self._lost, *(result for result, *_ in self._applied), *self._waiting):
                 self._settle(result, None, error)
@@ -315,13 +317,12 @@ class Applier:
     def serve_until(self, is_done: Callable[[], bool], deadline: float | None = None) -> None:
         """Collect results, or wait while another thread does, until something is so, or it is so late."""
         while not is_done() and (deadline is None or time.monotonic() < deadline):
-            if self.engine.try_to_take():
-                try:
+            with Hold(self.engine, self.engine.try_to_take) as mine:
+                if mine:
                     self._attempt(lambda: self._serve(is_done, deadline))
-                finally:
-                    self.engine.let_go()
+            if mine:
                 continue
-            with self.changed:
+            with self.lock:
                 if not is_done() and not self.engine.is_free:
                     self.changed.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
@@ -363,7 +364,7 @@ class Applier:
 
     def keep_house(self) -> None:
         """Have a thread that collects results while nobody waits for them, and runs callbacks."""
-        with self.changed:
+        with self.lock:
             if self._housekeeper is None:
                 self._start_housekeeper()
 
@@ -379,13 +380,13 @@ class Applier:
         try:
             self._collect_and_call_back(me)
         finally:
-            with self.changed:
+            with self.lock:
                 self._keepers.discard(me)
                 self.changed.notify_all()
 
     def _collect_and_call_back(self, me: threading.Thread) -> None:
         while True:
-            with self.changed:
+            with self.lock:
                 while not (self._callbacks or self._is_dismissed(me) or (self.unfinished and self.engine.is_free)):
                     self.changed.wait()
                 callback = self._callbacks.popleft() if self._callbacks else None
@@ -413,7 +414,7 @@ class Applier:
     def dismiss_housekeeper(self) -> None:
         """End the housekeeping thread, if there is one: after the callbacks that are due; if one of these takes its
         time, this does not wait for it."""
-        with self.changed:
+        with self.lock:
             thread, self._housekeeper = self._housekeeper, None
             if os.getpid() != self.supervisor.owner_pid:
                 return

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from multiprocessing import util
 from multiprocessing.context import BaseContext
 from types import TracebackType
@@ -14,9 +13,9 @@ from typing import Any
 import numpy
 
 from fastpool import mapping
-from fastpool._signals import Interruptible, uninterrupted
+from fastpool._signals import Interruptible, completed, uninterrupted
 from fastpool.applying import Applier
-from fastpool.engine import Engine
+from fastpool.engine import Engine, Hold, Use
 from fastpool.insights import as_table
 from fastpool.job import make_apply_job, make_map_job
 from fastpool.options import DEFAULT_START_METHOD, CpuIds, check_flag, make_options
@@ -124,7 +123,7 @@ class WorkerPool:
         self._engine = Engine()
         self._supervisor = Supervisor(options, self._engine)
         self._applier: Applier | None = None  # made for the first apply
-        self._thread = threading.RLock()  # held by the thread that uses the pool
+        self._use = Use()
         # Only while there is something to clean up: Python drops exceptions in finalizers, a KeyboardInterrupt too.
         self._finalizer: util.Finalize | None = None
 
@@ -491,7 +490,7 @@ class WorkerPool:
     def _apply(self, given: dict[str, Any], wait: bool) -> AsyncResult:
         job = make_apply_job(**given)
         self._supervisor.check_owner()
-        with self._engine.changed:
+        with self._engine.lock:
             if self._applier is None:
                 self._applier = self._supervisor.applier = Applier(self._supervisor, self._engine)
         applier = self._applier
@@ -509,8 +508,7 @@ class WorkerPool:
 
     def _map(self, given: dict[str, Any], ordered: bool) -> Any:
         job = make_map_job(self._supervisor.options, lazy=False, ordered=ordered, **given)
-        with self._exclusively():
-            self._make_finalizer()
+        with self._exclusively(begins=True):
             self._supervisor.warn_of_changes(job.functions, stacklevel=3)
             return mapping.run(self._supervisor, job)
 
@@ -518,42 +516,22 @@ class WorkerPool:
         job = make_map_job(self._supervisor.options, lazy=True, ordered=ordered, **given)
         return mapping.iterate(self._supervisor, job, self._turn)
 
-    @contextlib.contextmanager
-    def _turn(self, run: mapping.MapRun | None) -> Iterator[None]:
-        """A step of a lazy map, the first one if there is no `run` yet."""
-        with self._exclusively(run):
-            if run is None:
-                self._make_finalizer()
-            yield
+    def _turn(self, run: mapping.MapRun | None) -> Exclusive:
+        """For a step of a lazy map, the first one if there is no `run` yet."""
+        return Exclusive(self, run, begins=run is None)
 
-    @contextlib.contextmanager
-    def _exclusively(self, lazy: object = None) -> Iterator[None]:
-        """Refuse to go on while a map runs, in another thread or (from its input) in this one, or is unfinished and not
-        the `lazy` one that is to go on.
+    def _exclusively(self, lazy: object = None, begins: bool = False) -> Exclusive:
+        return Exclusive(self, lazy, begins)
 
-        A KeyboardInterrupt may come before the release: then this thread, and only it, can still use the pool.
-        """
-        took = False
-        mine = self._thread.acquire(blocking=lazy is not None)  # who holds it then refuses to go on, or ends the pool
-        try:
-            if not mine:
-                raise RuntimeError(IS_BUSY)
-            self._engine.take()  # from a thread that collects results of applies
-            took = True
-            if self._supervisor.running and os.getpid() == self._supervisor.owner_pid:
-                raise RuntimeError(IS_BUSY)
-            if self._applier is not None and self._applier.is_encoding:
-                raise RuntimeError(IS_ENCODING)
-            if isinstance(lazy, mapping.MapRun) and lazy.failure is not None:
-                raise lazy.failure
-            if self._supervisor.unfinished is not lazy:
-                raise RuntimeError(IS_OVER if self._supervisor.unfinished is None else IS_UNFINISHED)
-            yield
-        finally:
-            if took:
-                self._engine.let_go()
-            if mine:
-                self._thread.release()
+    def _check_usable(self, lazy: object) -> None:
+        if self._supervisor.running and os.getpid() == self._supervisor.owner_pid:
+            raise RuntimeError(IS_BUSY)
+        if self._applier is not None and self._applier.is_encoding:
+            raise RuntimeError(IS_ENCODING)
+        if isinstance(lazy, mapping.MapRun) and lazy.failure is not None:
+            raise lazy.failure
+        if self._supervisor.unfinished is not lazy:
+            raise RuntimeError(IS_OVER if self._supervisor.unfinished is None else IS_UNFINISHED)
 
     def pass_on_worker_id(self, pass_on: bool = True) -> None:
         """Whether functions get the worker's number: `pass_worker_id` of :class:`WorkerPool`, from the next call on.
@@ -711,21 +689,22 @@ class WorkerPool:
         May be called while another thread is in :meth:`map` or :meth:`stop_and_join`, which raises a RuntimeError then;
         this returns when it has: as soon as the input, if that keeps it waiting, gives its next element.
         """
-        if not self._thread.acquire(blocking=False):
-            with self._supervisor.ended_by_another_thread() as patience, Interruptible():
-                if not self._thread.acquire(timeout=patience):
-                    self._supervisor.kill()
-                    self._thread.acquire()
-        try:
+        with Hold(self._use, self._take_from_another_thread):
             self._terminate()
-        finally:
-            self._thread.release()
+
+    def _take_from_another_thread(self) -> bool:
+        """Have the thread that uses the pool, if there is one, let go of it."""
+        if not self._use.take(blocking=False):
+            with self._supervisor.ended_by_another_thread() as patience, Interruptible():
+                if not self._use.take(timeout=patience):
+                    self._supervisor.kill()
+                    self._use.take()
+        return True
 
     def _terminate(self) -> None:
         with self._exclusively(self._supervisor.unfinished):
             self._supervisor.end()
             self._forget_finalizer()
-        self._engine.give_up()
         if self._applier is not None:
             self._applier.dismiss_housekeeper()
 
@@ -734,7 +713,7 @@ class WorkerPool:
         """Whole: half a finalizer fails when it is called."""
         if self._finalizer is None:
             self._finalizer = util.Finalize(
-                self, _finalize, (self._supervisor, self._thread, self._engine), exitpriority=EXIT_PRIORITY
+                self, _finalize, (self._supervisor, self._use, self._engine), exitpriority=EXIT_PRIORITY
             )
 
     @uninterrupted
@@ -753,23 +732,50 @@ class WorkerPool:
         self.terminate()
 
 
-def _finalize(supervisor: Supervisor, thread: threading.RLock, engine: Engine) -> None:
+class Exclusive:
+    """A context in which this thread alone uses a pool. It is refused while a map runs, in another thread or (from its
+    input) in this one, or is unfinished and not the `lazy` one that is to go on.
+
+    `begins`: workers may be started in it.
+    """
+
+    def __init__(self, pool: WorkerPool, lazy: object, begins: bool) -> None:
+        self.pool, self.lazy, self.begins = pool, lazy, begins
+        # Of a lazy map, who uses the pool then refuses to go on, or ends the pool.
+        self.use = Hold(pool._use, partial(pool._use.take, blocking=lazy is not None))
+        self.engine = Hold(pool._engine, pool._engine.take)  # from a thread that collects results of applies
+
+    def __enter__(self) -> None:
+        try:
+            self._enter()
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _enter(self) -> None:
+        if not self.use.__enter__():
+            raise RuntimeError(IS_BUSY)
+        self.engine.__enter__()
+        self.pool._check_usable(self.lazy)
+        if self.begins:
+            self.pool._make_finalizer()
+
+    @completed
+    def __exit__(self, *_: object) -> None:
+        self.engine.let_go()
+        self.use.let_go()
+
+
+def _finalize(supervisor: Supervisor, use: Use, engine: Engine) -> None:
     """The pool was collected, or the interpreter ends, perhaps while a thread is in the middle of a map."""
-    mine = thread.acquire(blocking=False)
-    try:
+    with Hold(use, partial(use.take, blocking=False)) as mine:
         if not mine or (supervisor.running and engine.is_mine):
             supervisor.abandon()
             return
-        engine.take()  # from a thread that collects results of applies
-        try:
+        with Hold(engine, engine.take):  # from a thread that collects results of applies
             supervisor.terminate()
-        finally:
-            engine.let_go()
         if supervisor.applier is not None:
             supervisor.applier.dismiss_housekeeper()
-    finally:
-        if mine:
-            thread.release()
 
 
 def _given(variables: dict[str, Any]) -> dict[str, Any]:

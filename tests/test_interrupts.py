@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -525,3 +527,63 @@ def test_a_handler_of_the_parent_that_raises_at_any_moment(alarm: Any) -> None:
         assert pool.map(same, range(3)) == [0, 1, 2]
         pool.terminate()
     assert came > 0
+
+
+# ---------------------------------------------------------------- wherever Python looks at signals
+
+HELD = 30.0  # seconds after which a thread waits for what nobody lets go of
+
+
+class Interrupter:
+    """Interrupts this thread where it looks at signals for the n-th time in some modules: where a function of theirs
+    begins, or one of C's that it has called is done. Not where handlers wait."""
+
+    def __init__(self, n: int, *modules: str) -> None:
+        self.left, self.modules = n, modules
+
+    def __enter__(self) -> None:
+        sys.setprofile(self.look)
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+
+    def look(self, frame: Any, event: str, arg: Any) -> None:
+        if event not in ("call", "c_return") or Path(frame.f_code.co_filename).name not in self.modules:
+            return
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self.left -= 1
+            if self.left == 0:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+
+USES: dict[str, Any] = {
+    "map": lambda pool: pool.map(abs, range(3)),
+    "imap": lambda pool: list(pool.imap(abs, range(3))),
+    "apply": lambda pool: pool.apply(abs, (-1,)),
+    "apply_async": lambda pool: pool.apply_async(abs, (-1,)).get(),
+    "stop_and_join": lambda pool: pool.stop_and_join(),
+    "terminate": lambda pool: pool.terminate(),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_an_interrupt_anywhere_leaves_the_pool_to_other_threads(use: str) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with WorkerPool(n_jobs=1, keep_alive=True) as pool:
+            for n in range(1, 10_000):
+                pool.map(abs, range(3))
+                interrupter = Interrupter(n, "engine.py", "pool.py", "applying.py", "results.py", "threading.py")
+                with contextlib.suppress(KeyboardInterrupt), interrupter:
+                    USES[use](pool)
+                got: list[Any] = []
+                other = threading.Thread(target=lambda: got.append((pool.apply(abs, (-2,)), pool.map(abs, [-3]))))  # noqa: B023
+                other.start()
+                other.join(HELD)
+                assert got == [(2, [3])], f"interrupted at {n}"
+                if interrupter.left > 0:
+                    break
+            assert n > 10
+    finally:
+        signal.signal(signal.SIGINT, before)

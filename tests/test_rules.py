@@ -28,7 +28,7 @@ LAYERS = [
     {"timeouts"},
     {"arrays"},
     {"options"},
-    {"functions", "spawning", "raised"},
+    {"functions", "spawning", "raised", "engine"},
     {"_worker", "_collect"},
     {"_applies"},
     {"_feed", "_lane", "_timing"},
@@ -38,7 +38,7 @@ LAYERS = [
     {"_scalars", "_signals", "_references"},
     {"serializer"},
     {"dilled"},
-    {"definition", "errors", "engine", "machine", "progress"},
+    {"definition", "errors", "machine", "progress"},
 ]
 
 
