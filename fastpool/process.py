@@ -242,6 +242,10 @@ class SpawnPopen(Popen):
             raise
         try:
             self.segment.adopt(self.worker_id, started.pid, self._status_fd(started))
+        except BaseException:
+            if not self.segment.pid(self.worker_id):  # else the process is on record
+                self.segment.reaped(self.worker_id)
+            raise
         finally:
             started.close()  # its descriptors: the segment has better ones
         return started.pid  # type: ignore[no-any-return]
@@ -274,6 +278,7 @@ class ForkServerPopen(SpawnPopen):
             return os.dup(started.sentinel)
         except OSError:
             os.kill(started.pid, signal.SIGKILL)
+            forkserver.read_signed(started.sentinel)  # the server has waited for it
             raise
 
 

@@ -24,6 +24,7 @@ from fastpool import WorkerPool, process
 from fastpool._native import Segment
 
 LONG = os.environ.get("FASTPOOL_LONG") == "1"
+SOON = 1.0  # seconds that an end may take
 DEADLINE = 60.0  # seconds after which what should have ended hangs
 
 # ---------------------------------------------------------------- Ctrl-C at any moment
@@ -77,7 +78,7 @@ with WorkerPool(2) as pool:  # what stays for the life of the process is there n
     pool.map(brief, numpy.arange(10.0))
 before = now()
 for _ in range(rounds):
-    interrupts, ended = 0, None
+    ended = None
     try:
         print("ready", flush=True)
         while True:
@@ -142,7 +143,10 @@ class Hammer:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("threads", [0, 1])
 def test_ctrl_c_at_any_moment(threads: int, tmp_path: Path) -> None:
-    """Each is one KeyboardInterrupt, workers say nothing, and all is gone when it is caught."""
+    """Each is one KeyboardInterrupt, within a second, workers say nothing, and all is gone when it is caught.
+
+    (A second one would end the program with a traceback; one that is lost, its rounds.)
+    """
     rounds = 1000 if LONG else 100
     hammer = Hammer(tmp_path, 20261123 + threads, rounds, threads)
     try:
@@ -150,7 +154,9 @@ def test_ctrl_c_at_any_moment(threads: int, tmp_path: Path) -> None:
         assert hammer.line() == "all came"
         assert hammer.stderr() == ""
         assert [left for _, left in ends if left != "[]"] == []
-        print(f"{rounds} interrupts, the slowest end took {max(took for took, _ in ends) * 1e3:.1f} ms")
+        times = sorted(took for took, _ in ends)
+        print(f"{rounds} interrupts, the slowest end took {times[-1] * 1e3:.1f} ms")
+        assert times[-1 - rounds // 100] < SOON  # a busy machine may delay one in a hundred
     finally:
         hammer.close()
 

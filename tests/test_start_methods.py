@@ -28,7 +28,7 @@ import pytest
 from conftest import PROCESSES, context_of, processes
 
 import fastpool
-from fastpool import RemoteError, SerializationError, WorkerDiedError, WorkerPool, _native
+from fastpool import RemoteError, SerializationError, WorkerDiedError, WorkerPool, _native, process
 
 NOT_FORK = PROCESSES[1:]
 not_fork = pytest.mark.parametrize("start_method", NOT_FORK)
@@ -679,3 +679,28 @@ def test_the_owner_is_killed_while_workers_import_its_program(tmp_path: Path, st
         assert select.select([handle], [], [], 5)[0]
         os.close(handle)
     owner.stdout.close()
+
+
+def test_a_start_that_fails_when_the_process_is_there_waits_for_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the fork server's, which alone can wait for it."""
+    status_fd = process.ForkServerPopen._status_fd
+    ended: list[bool] = []
+
+    def refused(self: Any, started: Any) -> int:
+        def refuse(fd: int) -> int:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "dup", refuse)
+            try:
+                return status_fd(self, started)
+            finally:
+                ended.append(not os.path.exists(f"/proc/{started.pid}"))
+
+    with WorkerPool(n_jobs=1, start_method="forkserver") as pool:
+        with monkeypatch.context() as patched:
+            patched.setattr(process.ForkServerPopen, "_status_fd", refused)
+            with pytest.raises(OSError, match="cannot start a worker"):
+                pool.map(double, range(3))
+        assert ended == [True]
+        assert pool.map(double, range(3)) == [0, 2, 4]
