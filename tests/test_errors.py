@@ -529,8 +529,8 @@ def test_input_whose_length_cannot_be_said() -> None:
             assert pool.map(abs, Sizeless(error)) == list(range(10))
             assert pool.map(abs, Sizeless(error), iterable_len=4) == [0, 1, 2, 3]
             assert pool.map(abs, Sizeless(error), iterable_len=4, n_splits=2) == [0, 1, 2, 3]
-            with pytest.raises(ValueError, match="n_splits needs a known number"):
-                pool.map(abs, Sizeless(error), n_splits=2)
+            with pytest.warns(RuntimeWarning, match="n_splits is ignored"):
+                assert pool.map(abs, Sizeless(error), n_splits=2) == list(range(10))
         with pytest.raises(KeyError):
             pool.map(abs, Sizeless(KeyError))
 
@@ -571,7 +571,6 @@ BAD_MAPS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"n_splits": 2.0}, TypeError, "n_splits"),
     ({"n_splits": 2, "iterable_of_args": range(10**400)}, ValueError, "iterable_of_args has more elements"),
     ({"iterable_of_args": range(10**30)}, ValueError, "iterable_of_args has more elements"),
-    ({"n_splits": 2, "iterable_of_args": iter([1])}, ValueError, "n_splits needs a known number"),
     ({"worker_lifespan": 0}, ValueError, "worker_lifespan"),
     ({"worker_lifespan": 1.0}, TypeError, "worker_lifespan"),
     ({"worker_init": 1}, TypeError, "worker_init must be callable or None"),

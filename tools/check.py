@@ -114,7 +114,8 @@ def models_steps(full: bool) -> Iterator[Step]:
 
 def tests_steps(full: bool) -> Iterator[Step]:
     environment = (("FASTPOOL_LONG", "1"),) if full else ()
-    yield Step("Python tests, POSIX build", ["sh", "tools/test_posix.sh", sys.executable])
+    posix = ["sh", "tools/test_posix.sh", sys.executable, *(["--full"] if full else [])]
+    yield Step("Python tests, POSIX build", posix)
     yield Step("crash matrix", ["sh", "tools/test_crashes.sh", sys.executable], environment=environment)
     asan = ["sh", "tools/test_asan.sh", sys.executable]
     if full:
