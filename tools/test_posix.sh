@@ -13,8 +13,7 @@ if [ "${2:-}" = --full ]; then
     set --
 else
     # These look at values, texts, definitions and drawings, which are the same above any system.
-    set -- benchmarks codec definitions docs insights leftovers machine main_program options progress rules tags \
-        typed_program utils validation
+    set -- benchmarks codec definitions docs insights leftovers machine progress rules tags typed_program utils validation
 fi
 for name; do
     shift
