@@ -43,8 +43,32 @@ cdef extern from "Python.h":
     object PyObject_VectorcallDict(object callable, PyObject *const *args, size_t nargsf, PyObject *kwdict)
     object PyLong_FromLongLong(long long value)
     object PyFloat_FromDouble(double value)
-    unsigned long PyThread_get_thread_ident() nogil
-    int PyThreadState_SetAsyncExc(unsigned long thread, PyObject *error)
+    ctypedef struct PyThreadState
+    PyThreadState *PyThreadState_Get()
+
+cdef extern from *:
+    """
+    /* An exception for another thread, which it meets where it next runs Python.
+
+       Before 3.13, PyThreadState_SetAsyncExc makes every thread look for it, with every call, until the one that is meant
+       has met it, and a traced thread in 3.11 goes on looking without end. A thread looks by itself when it gets the GIL:
+       so the exception is left with that thread alone. */
+    static void fastpool_interrupt(PyThreadState *thread, PyObject *error) {
+    #if PY_VERSION_HEX >= 0x030D0000
+      PyThreadState_SetAsyncExc(thread->thread_id, error);
+    #else
+      PyObject *before = thread->async_exc;
+      thread->async_exc = Py_NewRef(error);
+      Py_XDECREF(before);
+    #endif
+    }
+
+    static int fastpool_is_interrupted(void) { return PyThreadState_Get()->async_exc != NULL; }
+    """
+    void interrupt "fastpool_interrupt"(PyThreadState *thread, PyObject *error)
+    bint is_interrupted "fastpool_is_interrupted"()
+
+cdef object run_python = eval("lambda: [None for _ in range(2)]")  # in which exceptions of other threads are met
 
 # ---------------------------------------------------------------- arguments
 
@@ -268,10 +292,10 @@ cdef class Loop:
     cdef dict shapes          # of elements, by type
     # Of a worker that is a thread. All of these are read and written under the GIL.
     cdef Exchange exchange    # None: it is a process
-    cdef unsigned long thread
+    cdef PyThreadState *thread  # NULL: it does not run
     cdef bint inside          # it runs code of the user's, in which it touches nothing of the segment's
     cdef bint dismissed       # nobody wants anything of it any more
-    cdef bint interrupted     # an Interruption may be under way to it
+    cdef bint interrupted     # an Interruption has been sent to it
 
     def __cinit__(self, Segment segment, uint32_t worker, host):
         self.segment = segment
@@ -320,14 +344,14 @@ cdef class Loop:
 
     def run(self) -> None:
         """The worker's life. An exception that comes outside of the user's functions ends it, and is reported."""
-        self.thread = PyThread_get_thread_ident()
+        self.thread = PyThreadState_Get()
         try:
             self.live()
         except BaseException as error:  # of a signal handler that ran between tasks, or of our own
             if self.elements.foreign:
                 self.host.end_fork(error)
             if self.dismissed:  # as a process that is killed: without a last word
-                self.clear_interruption()
+                self.meet_interruption()
                 return
             if peek(self.line.state) == FP_EXITED:
                 raise
@@ -338,6 +362,8 @@ cdef class Loop:
             if not self.latest.flags & FP_JOB_ALWAYS_EXIT:
                 self.ran = False
             self.leave()
+        finally:
+            self.thread = NULL
 
     cdef int live(self) except -1:
         """Work until told to stop, or until the job says so, or the lifespan is over."""
@@ -417,9 +443,9 @@ cdef class Loop:
         it is what calls this.
         """
         self.dismissed = True
-        if self.inside and not self.interrupted and self.thread != PyThread_get_thread_ident():
+        if self.inside and not self.interrupted and self.thread is not NULL and self.thread != PyThreadState_Get():
             self.interrupted = True
-            PyThreadState_SetAsyncExc(self.thread, <PyObject *>Interruption)
+            interrupt(self.thread, <PyObject *>Interruption)
 
     def sever(self) -> bool:
         """From any thread: after :meth:`dismiss`, is nothing of the segment's touched any more?
@@ -445,13 +471,17 @@ cdef class Loop:
 
     cdef int heed(self) except -1:
         """The worker was dismissed: out of here."""
-        self.clear_interruption()
+        self.meet_interruption()
         raise Interruption()
 
-    cdef void clear_interruption(self) noexcept:
-        """It may be too late for it to be raised where it was meant."""
-        if self.interrupted:
-            PyThreadState_SetAsyncExc(self.thread, NULL)
+    cdef int meet_interruption(self) except -1:
+        """Where it came too late to be raised in code of the user's, it is met here."""
+        while self.interrupted and is_interrupted():
+            try:
+                run_python()
+            except Interruption:
+                pass
+        return 0
 
     cdef bint gate_is_ours(self):
         return fp_claim_number(load(self.segment.at.gates[FP_MAP].claim)) == self.terms.number & NUMBER_MASK

@@ -570,6 +570,39 @@ def test_tasks_about_as_long_as_the_limit(seconds: float) -> None:
         assert result == x or (isinstance(result, WorkerTimeoutError) and result.task == x)
 
 
+PROFILED = """
+import sys, time
+from fastpool import WorkerPool, WorkerTimeoutError
+
+def spin(_):
+    while True:
+        pass
+
+def sleep(_):
+    time.sleep(SECONDS)
+
+with WorkerPool(2, start_method="threading") as pool:
+    try:
+        pool.map(TASK, range(2), task_timeout=0.1)
+    except WorkerTimeoutError:
+        sys.setprofile(lambda *_: None)
+        sum(map(lambda x: x, range(1000)))
+        time.sleep(SECONDS)  # a task that was abandoned comes back meanwhile
+        sum(map(lambda x: x, range(1000)))
+        print("done", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("task", "seconds"), [("spin", 0), ("sleep", 0.3), ("sleep", 60)])
+def test_no_other_thread_looks_for_an_interruption(task: str, seconds: float) -> None:
+    """One that is profiled, traced or debugged would do nothing else, for ever, with Python 3.11."""
+    script = PROFILED.replace("TASK", task).replace("time.sleep(SECONDS)  #", f"time.sleep({min(seconds, 1)})  #")
+    script = script.replace("SECONDS", str(seconds))
+    command = [sys.executable, "-W", "ignore:worker:ResourceWarning", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG)
+    assert (done.stdout, done.stderr, done.returncode) == ("done\n", "", 0)
+
+
 def test_terminate_in_another_thread_while_tasks_last(gate: threading.Event) -> None:
     begun = threading.Event()
     raised: list[str] = []

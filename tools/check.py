@@ -12,22 +12,28 @@ only the end of what a failed one printed is shown, once more after the summary 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
 # The tools that stand beside the running Python come first: their versions are the pinned ones.
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
 LOGS = ROOT / "build" / "check"
 LINES_OF_A_FAILURE = 300
+LIMIT_SECONDS = 40 * 60  # of one check that nobody watches
+LAST_WORDS_SECONDS = 5  # in which Python tells where it was stuck
+HUNG = 124
 NOT_RUN = 77  # the exit status by which a check says that something it needs is missing
 
 TYPED_PROGRAM = "tests/test_typed_program.py"
@@ -44,6 +50,7 @@ class Step:
     remedy: str = ""
     missing: str | None = None
     environment: tuple[tuple[str, str], ...] = ()
+    limit: float | None = LIMIT_SECONDS
 
     @property
     def log(self) -> Path:
@@ -194,14 +201,35 @@ def run(step: Step) -> Outcome:
 
 
 def run_aside(step: Step, environment: dict[str, str]) -> int:
-    """Run a command with its output in a file; print the end of that if it fails."""
+    """Run a command with its output in a file; print the end of that, unless it passes."""
+    code = None
     step.log.parent.mkdir(parents=True, exist_ok=True)
-    with step.log.open("wb") as log:
-        process = subprocess.run(step.command, cwd=ROOT, env=environment, stdout=log, stderr=log, check=False)
-    if process.returncode:
-        lines = step.log.read_text(errors="replace").splitlines()
-        print(*lines[-LINES_OF_A_FAILURE:], sep="\n")
-    return process.returncode
+    try:
+        with step.log.open("wb") as log:
+            code = end_of_group(step, environment, log)
+    finally:
+        if code != 0:
+            lines = step.log.read_text(errors="replace").splitlines()
+            print(*lines[-LINES_OF_A_FAILURE:], sep="\n", flush=True)
+    return code
+
+
+def end_of_group(step: Step, environment: dict[str, str], log: IO[bytes]) -> int:
+    """Run a command, and leave nothing that it has started. Where it hangs, it is told to say where (SIGABRT, which
+    Python answers with its stacks)."""
+    process = subprocess.Popen(step.command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        return process.wait(step.limit)
+    except subprocess.TimeoutExpired:
+        print(f"stopped after {step.limit:.0f} s")
+        return HUNG
+    finally:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGABRT)
+            time.sleep(LAST_WORDS_SECONDS)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def report(outcomes: list[Outcome], strict: bool) -> bool:
@@ -229,10 +257,14 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="with the long tests and the counts")
     parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"only these of: {', '.join(CHECKS)}")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what runs leaves nothing then either
     if unknown := set(arguments.checks) - set(CHECKS):
         parser.error(f"unknown check: {', '.join(sorted(unknown))}")
     names = arguments.checks or list(CHECKS)
-    outcomes = [run(step) for name in names for step in CHECKS[name](arguments.full)]
+    steps = [step for name in names for step in CHECKS[name](arguments.full)]
+    if arguments.full:
+        steps = [replace(step, limit=None) for step in steps]
+    outcomes = [run(step) for step in steps]
     return 0 if report(outcomes, os.environ.get("CI") == "true") else 1
 
 
