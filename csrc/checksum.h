@@ -14,6 +14,15 @@ static inline uint64_t fp_mix(uint64_t x) {
   return x;
 }
 
+/* The last 1 to 7 bytes: each is in it at least once. */
+static inline uint64_t fp_last_bytes(const unsigned char *at, uint64_t bytes) {
+  uint32_t first, last;
+  if (bytes < 4) return at[0] | (uint64_t)at[bytes / 2] << 8 | (uint64_t)at[bytes - 1] << 16;
+  memcpy(&first, at, 4);
+  memcpy(&last, at + bytes - 4, 4);
+  return first | (uint64_t)last << 32;
+}
+
 static inline uint64_t fp_checksum(const void *data, uint64_t bytes) {
   const unsigned char *at = (const unsigned char *)data;
   uint64_t sum = bytes ^ UINT64_C(0x9e3779b97f4a7c15);
@@ -37,11 +46,7 @@ static inline uint64_t fp_checksum(const void *data, uint64_t bytes) {
     at += 8;
     bytes -= 8;
   }
-  if (bytes) {
-    word = 0;
-    memcpy(&word, at, bytes);
-    sum = fp_mix(sum ^ word);
-  }
+  if (bytes) sum = fp_mix(sum ^ fp_last_bytes(at, bytes));
   return fp_mix(sum);
 }
 

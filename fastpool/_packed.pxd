@@ -56,5 +56,5 @@ cdef bint is_private(object memory) except -1
 cdef object dtype_from(int type_number, bytes pickled)
 cdef int native_type(object dtype) except -2
 cdef bytes dtype_bytes(object dtype)
-cdef bint is_array(object value)
+cdef bint is_array(object value) noexcept
 cdef bint is_packable(object array) except -1

@@ -101,7 +101,7 @@ cdef object dtype_from(int type_number, bytes pickled):
 
 # ---------------------------------------------------------------- packing
 
-cdef bint is_array(object value):
+cdef bint is_array(object value) noexcept:
     """Is this exactly a numpy array?"""
     return cnp.PyArray_CheckExact(value)
 

@@ -12,7 +12,7 @@ cdef class TagReader:
     cdef list strings      # of all items since the last one that was alone
     cdef list shapes       # likewise, tuples of keys
 
-    cdef void forget(self)
+    cdef void forget(self) noexcept
     cdef object read(self, const unsigned char *data, uint64_t size)
 
     cdef object read_value(self, int depth)

@@ -33,7 +33,7 @@ cdef extern from "Python.h":
     object PySet_New(PyObject *items)
     object PyFrozenSet_New(PyObject *items)
     int PySet_Add(object items, object value) except -1
-    int PyDict_SetItem(object items, object key, object value) except -1
+    int PyDict_SetItem(object items, PyObject *key, object value) except -1
 
 cdef object PENDING = object()  # in the place of an object that is not there yet
 
@@ -53,7 +53,7 @@ cdef class TagReader:
         """The value of the next item."""
         return self.read(<const unsigned char *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
 
-    cdef void forget(self):
+    cdef void forget(self) noexcept:
         self.strings.clear()
         self.shapes.clear()
 
@@ -89,8 +89,11 @@ cdef class TagReader:
         return at
 
     cdef inline uint64_t read_number(self) except? 0:
-        cdef uint64_t digit = self.take(1)[0]
-        return digit if digit < 128 else self.read_digits(digit & 127)
+        cdef const unsigned char *at = self.at
+        if at < self.end and at[0] < 128:
+            self.at = at + 1
+            return at[0]
+        return self.read_digits(self.take(1)[0] & 127)
 
     cdef uint64_t read_digits(self, uint64_t number) except? 0:
         """The rest of a number, after its first digit."""
@@ -269,7 +272,7 @@ cdef class TagReader:
             self.objects.append(items)
         for _ in range(size):
             key = self.read_owed(depth)
-            PyDict_SetItem(items, key, self.read_owed(depth))
+            PyDict_SetItem(items, <PyObject *>key, self.read_owed(depth))
         return items
 
     cdef object read_shaped(self, bint new, int memo, int depth):
@@ -280,7 +283,7 @@ cdef class TagReader:
         if memo:
             self.objects.append(items)
         for i in range(size):
-            PyDict_SetItem(items, <object>PyTuple_GET_ITEM(keys, i), self.read_owed(depth))
+            PyDict_SetItem(items, PyTuple_GET_ITEM(keys, i), self.read_owed(depth))
         return items
 
     cdef object read_shape(self, int depth):

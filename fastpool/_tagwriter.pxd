@@ -25,9 +25,9 @@ cdef class TagWriter:
     cdef list shape_keys          # by number: the keys, as the very objects that were last met
     cdef unsigned char recent[64]  # by hash of the first key's address and the size: the shape to try
 
-    cdef void forget(self)
+    cdef void forget(self) noexcept
     cdef bint write(self, object value) except -1
-    cdef uint64_t size(self)
+    cdef uint64_t size(self) noexcept
 
     cdef int renew(self) except -1
     cdef unsigned char *room(self, uint64_t size) except NULL
@@ -36,6 +36,7 @@ cdef class TagWriter:
     cdef int write_data(self, int tag, uint64_t count, const void *data, uint64_t size) except -1
     cdef int memoize(self, PyObject *value, Py_ssize_t owners=*) except -1
     cdef bint write_value(self, PyObject *value, int depth) except -1
+    cdef bint write_plain(self, PyObject *value) except -1
     cdef bint write_integer(self, object value) except -1
     cdef bint write_big(self, object value) except -1
     cdef bint write_text(self, PyObject *value, bint shared) except -1
@@ -45,8 +46,9 @@ cdef class TagWriter:
     cdef bint write_set(self, object value, int tag, int depth) except -1
     cdef bint write_dict(self, dict value, int memo, int depth) except -1
     cdef bint write_pairs(self, dict value, int memo, int depth) except -1
-    cdef bint write_values(self, dict value, Py_ssize_t size, int depth) except -1
-    cdef int known_shape(self, dict value) except -2
+    cdef bint write_new(self, dict value, int memo, int depth) except -1
+    cdef bint write_members(self, dict value, Py_ssize_t size, Py_ssize_t at, int depth) except -1
+    cdef int known_shape(self, PyObject **keys, Py_ssize_t n) noexcept
     cdef int shape_by_value(self, tuple keys) except -2
     cdef int new_shape(self, tuple keys) except -1
     cdef bint write_scalar(self, PyObject *value) except -1

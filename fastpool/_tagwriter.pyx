@@ -80,7 +80,7 @@ cdef class TagWriter:
         """Make the next item one that needs no item before it."""
         self.forget()
 
-    cdef void forget(self):
+    cdef void forget(self) noexcept:
         if self.fresh:
             return
         self.fresh = True
@@ -110,7 +110,7 @@ cdef class TagWriter:
                 self.forget()
         return done
 
-    cdef uint64_t size(self):
+    cdef uint64_t size(self) noexcept:
         """Of the item, in bytes."""
         return <uint64_t>(self.at - self.start)
 
@@ -180,28 +180,13 @@ cdef class TagWriter:
         return MEMO
 
     cdef bint write_value(self, PyObject *value, int depth) except -1:
-        cdef PyTypeObject *kind = Py_TYPE(value)
-        cdef unsigned char *at = self.room(FIXED_BYTES)
-        cdef double number
+        cdef PyTypeObject *kind
         cdef int memo
-        if kind == &PyUnicode_Type:
-            return self.write_text(value, Py_REFCNT(value) > 1)
+        if self.write_plain(value):
+            return True
+        kind = Py_TYPE(value)
         if kind == &PyLong_Type:
-            return self.write_integer(<object>value)
-        if kind == &PyFloat_Type:
-            number = PyFloat_AS_DOUBLE(<object>value)
-            at[0] = FLOAT
-            memcpy(at + 1, &number, 8)
-            self.at = at + 9
-            return True
-        if <object>value is None:
-            at[0] = NONE
-            self.at = at + 1
-            return True
-        if kind == &PyBool_Type:
-            at[0] = TRUE if <object>value is True else FALSE
-            self.at = at + 1
-            return True
+            return self.write_big(<object>value)
         if depth == MAX_DEPTH:
             return False
         if kind == &PyTuple_Type and PyTuple_GET_SIZE(<object>value) == 0:
@@ -224,12 +209,38 @@ cdef class TagWriter:
             return self.write_set(<object>value, memo | (SET if kind == &PySet_Type else FROZENSET), depth + 1)
         return self.write_scalar(value)
 
+    cdef bint write_plain(self, PyObject *value) except -1:
+        """Write a text, a number, a bool or None, during which no collection can run. False: it is none of them."""
+        cdef PyTypeObject *kind = Py_TYPE(value)
+        cdef unsigned char *at
+        cdef double number
+        if kind == &PyUnicode_Type:
+            return self.write_text(value, Py_REFCNT(value) > 1)
+        if kind == &PyLong_Type:
+            return self.write_integer(<object>value)
+        at = self.room(FIXED_BYTES)
+        if kind == &PyFloat_Type:
+            number = PyFloat_AS_DOUBLE(<object>value)
+            at[0] = FLOAT
+            memcpy(at + 1, &number, 8)
+            self.at = at + 9
+            return True
+        if kind == &PyBool_Type:
+            at[0] = TRUE if <object>value is True else FALSE
+        elif <object>value is None:
+            at[0] = NONE
+        else:
+            return False
+        self.at = at + 1
+        return True
+
     cdef bint write_integer(self, object value) except -1:
+        """False: it is too big."""
         cdef int overflow = 0
         cdef int64_t number = PyLong_AsLongLongAndOverflow(value, &overflow)
         cdef unsigned char *at = self.room(FIXED_BYTES)
         if overflow:
-            return self.write_big(value)
+            return False
         if number == <int8_t>number:
             at[0] = INT8
             at[1] = <unsigned char>number
@@ -321,26 +332,42 @@ cdef class TagWriter:
 
     cdef bint write_dict(self, dict value, int memo, int depth) except -1:
         cdef dict kept = value
+        cdef PyObject *keys[MAX_SHAPE]
+        cdef PyObject *members[MAX_SHAPE]  # borrowed, like the keys: for as long as only plain values are written
+        cdef Py_ssize_t after[MAX_SHAPE]   # where PyDict_Next goes on
         cdef Py_ssize_t size = PyDict_GET_SIZE(kept)
+        cdef Py_ssize_t at = 0, n = 0, i
         cdef int number
-        cdef tuple keys
         if not 0 < size <= MAX_SHAPE:
             return self.write_pairs(kept, memo, depth)
-        number = self.known_shape(kept)
+        while n < size and PyDict_Next(kept, &at, &keys[n], &members[n]):
+            after[n] = at
+            n += 1
+        number = self.known_shape(keys, n)
         if number < 0:
-            keys = tuple(kept)
-            size = PyTuple_GET_SIZE(keys)
-            if not all_text(keys):
-                return self.write_pairs(kept, memo, depth)
-            number = self.shape_by_value(keys)
-            if number < 0:
-                if len(self.shape_keys) == MAX_SHAPES:
-                    return self.write_pairs(kept, memo, depth)
-                self.write_head(SHAPE | memo, size)
-                self.new_shape(keys)
-                return self.write_values(kept, size, depth)
+            return self.write_new(kept, memo, depth)
         self.write_head(SHAPED | memo, number)
-        return self.write_values(kept, size, depth)
+        for i in range(n):
+            if not self.write_plain(members[i]):
+                return self.write_members(kept, size, after[i - 1] if i else 0, depth)
+        return True
+
+    cdef bint write_new(self, dict value, int memo, int depth) except -1:
+        """Write a dict whose keys are not the very ones of a shape."""
+        cdef tuple keys = tuple(value)
+        cdef Py_ssize_t size = PyTuple_GET_SIZE(keys)
+        cdef int number
+        if not all_text(keys):
+            return self.write_pairs(value, memo, depth)
+        number = self.shape_by_value(keys)
+        if number >= 0:
+            self.write_head(SHAPED | memo, number)
+        elif len(self.shape_keys) == MAX_SHAPES:
+            return self.write_pairs(value, memo, depth)
+        else:
+            self.write_head(SHAPE | memo, size)
+            self.new_shape(keys)
+        return self.write_members(value, size, 0, depth)
 
     cdef bint write_pairs(self, dict value, int memo, int depth) except -1:
         cdef Py_ssize_t size = PyDict_GET_SIZE(value)
@@ -358,8 +385,8 @@ cdef class TagWriter:
                 return False
         return unchanged(size, PyDict_GET_SIZE(value))
 
-    cdef bint write_values(self, dict value, Py_ssize_t size, int depth) except -1:
-        cdef Py_ssize_t at = 0
+    cdef bint write_members(self, dict value, Py_ssize_t size, Py_ssize_t at, int depth) except -1:
+        """The dict's values, from where PyDict_Next is."""
         cdef PyObject *member
         while PyDict_Next(value, &at, NULL, &member):
             if not self.write_value(member, depth):
@@ -387,24 +414,19 @@ cdef class TagWriter:
 
     # ------------------------------------------------------------ shapes of dicts
 
-    cdef int known_shape(self, dict value) except -2:
-        """The shape whose keys are the very objects that the dict has, if it is the one to try; else -1."""
-        cdef Py_ssize_t at = 0, i = 0
-        cdef PyObject *key = NULL
-        cdef int number
-        cdef object keys
-        PyDict_Next(value, &at, &key, NULL)
-        number = <int>self.recent[recent_place(key, PyDict_GET_SIZE(value))] - 1
+    cdef int known_shape(self, PyObject **keys, Py_ssize_t n) noexcept:
+        """The shape that has these very keys, if it is the one to try; else -1."""
+        cdef int number = <int>self.recent[recent_place(keys[0], n)] - 1
+        cdef PyObject *shape
+        cdef Py_ssize_t i
         if number < 0:
             return -1
-        keys = <object>PyList_GET_ITEM(self.shape_keys, number)
-        if PyTuple_GET_SIZE(keys) != PyDict_GET_SIZE(value):
+        shape = PyList_GET_ITEM(self.shape_keys, number)
+        if PyTuple_GET_SIZE(<object>shape) != n:
             return -1
-        at = 0
-        while PyDict_Next(value, &at, &key, NULL):
-            if PyTuple_GET_ITEM(keys, i) != key:
+        for i in range(n):
+            if PyTuple_GET_ITEM(<object>shape, i) != keys[i]:
                 return -1
-            i += 1
         return number
 
     cdef int shape_by_value(self, tuple keys) except -2:

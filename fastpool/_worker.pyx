@@ -50,9 +50,9 @@ cdef extern from *:
     """
     /* An exception for another thread, which it meets where it next runs Python.
 
-       Before 3.13, PyThreadState_SetAsyncExc makes every thread look for it, with every call, until the one that is meant
-       has met it, and a traced thread in 3.11 goes on looking without end. A thread looks by itself when it gets the GIL:
-       so the exception is left with that thread alone. */
+       Before 3.13, PyThreadState_SetAsyncExc makes every thread look for it, with every call, until the one that is
+       meant has met it, and a traced thread in 3.11 goes on looking without end. A thread looks by itself when it gets
+       the GIL: so the exception is left with that thread alone. */
     static void fastpool_interrupt(PyThreadState *thread, PyObject *error) {
     #if PY_VERSION_HEX >= 0x030D0000
       PyThreadState_SetAsyncExc(thread->thread_id, error);
