@@ -267,7 +267,11 @@ class ForkServerPopen(SpawnPopen):
     method = "forkserver"
 
     def _start_helpers(self) -> None:
-        forkserver.ensure_running()
+        try:
+            forkserver.ensure_running()
+        except ChildProcessError:  # this is a fork of the server's parent; or somebody else has reaped the server
+            forget_server()
+            forkserver.ensure_running()
 
     def _start(self, worker: WorkerProcess) -> Any:
         check_room(SERVER_DESCRIPTORS)
@@ -280,6 +284,13 @@ class ForkServerPopen(SpawnPopen):
             os.kill(started.pid, signal.SIGKILL)
             forkserver.read_signed(started.sentinel)  # the server has waited for it
             raise
+
+
+def forget_server() -> None:
+    """What ``multiprocessing`` knows of a fork server that is not this process's."""
+    server: Any = forkserver._forkserver
+    os.close(server._forkserver_alive_fd)  # the server is to end with its parent
+    server._forkserver_address = server._forkserver_alive_fd = server._forkserver_pid = None
 
 
 @contextlib.contextmanager

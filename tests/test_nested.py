@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from typing import Any
 
 import pytest
@@ -83,6 +84,34 @@ def test_no_run_hangs(outer: str, inner: str) -> None:
         with WorkerPool(n_jobs=2, start_method=outer, daemon=False) as pool:
             found = pool.map(use_inner, [(inner, run, 2), (inner, run, 5)], chunk_size=1)
         assert found == [[0, 1], [0, 1, 4, 9, 16]]
+
+
+@fork_beside_threads
+def test_forks_of_a_process_that_has_a_fork_server() -> None:
+    """`multiprocessing` would wait there for a server that is no child of theirs."""
+    with WorkerPool(n_jobs=2, start_method="forkserver") as pool:
+        assert pool.map(square, range(3)) == [0, 1, 4]
+        with WorkerPool(n_jobs=2, daemon=False) as outer:
+            given = [("forkserver", 0, 2), ("forkserver", 1, 5)]
+            assert outer.map(use_inner, given, chunk_size=1) == [[0, 1], [0, 1, 4, 9, 16]]
+        child = os.fork()
+        if child == 0:
+            try:
+                os._exit(0 if use_inner("forkserver", 1, 3) == [0, 1, 4] else 1)
+            finally:
+                os._exit(2)
+        assert os.waitpid(child, 0)[1] == 0
+        assert pool.map(square, range(3)) == [0, 1, 4]
+
+
+def test_a_fork_server_that_somebody_else_has_reaped() -> None:
+    with WorkerPool(n_jobs=1, start_method="forkserver") as pool:
+        pool.map(square, range(3))
+    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    os.kill(server, signal.SIGKILL)
+    os.waitpid(server, 0)
+    with WorkerPool(n_jobs=1, start_method="forkserver") as pool:
+        assert pool.map(square, range(3)) == [0, 1, 4]
 
 
 @fork_beside_threads
