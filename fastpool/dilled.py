@@ -12,6 +12,7 @@ The name of this module is dill's condition for treating a pickler as its own.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dis
 import functools
@@ -179,7 +180,7 @@ def _save_whole(pickler: _Pickler, whole: _Whole) -> None:
         pickler.write(pickle.POP)
 
 
-class _Pickler(dill.Pickler):  # type: ignore[misc]
+class _Pickler(dill.Pickler, abc.ABC):  # type: ignore[misc]
     """A dill pickler that asks first how an object is reduced. Subclasses know whom it goes to."""
 
     def __init__(self, file: Any, reduce: Reduce | None = None, buffer_callback: BufferCallback | None = None) -> None:
@@ -194,8 +195,9 @@ class _Pickler(dill.Pickler):  # type: ignore[misc]
                 return reduced
         return NotImplemented if self.reduce is None else self.reduce(value)
 
+    @abc.abstractmethod
     def reduce_class(self, kind: type) -> Any:
-        raise NotImplementedError
+        """As ``reducer_override``, of a class of the main program."""
 
     def tail(self) -> Iterator[tuple[Any, ...]]:
         return iter(())
@@ -204,14 +206,14 @@ class _Pickler(dill.Pickler):  # type: ignore[misc]
         super().dump(_Whole(value))
 
 
-class _Sender:
+class _Sender(abc.ABC):
     """One direction of a pool's pickles."""
 
     loads = staticmethod(loads)
 
+    @abc.abstractmethod
     def pickler(self, file: Any, reduce: Reduce | None, buffer_callback: BufferCallback | None = None) -> _Pickler:
         """As :class:`fastpool.serializer.Serializer` has it."""
-        raise NotImplementedError
 
     def dumps(self, value: Any, protocol: int, buffer_callback: BufferCallback | None = None) -> bytes:
         file = io.BytesIO()
@@ -224,7 +226,7 @@ class _Sender:
         self.pickler(file, reduce).dump(functions)
         return file.getvalue()
 
-    def begin_job(self) -> None:
+    def begin_job(self) -> None:  # noqa: B027 (most have nothing to do)
         """Names are looked at anew."""
 
 
@@ -292,9 +294,9 @@ class _ToWorker(_Sender):
             contents[version] = f"{type(error).__qualname__}: {error}"
         return _Parcel(kind, Definition(kind), version, contents, names)
 
+    @abc.abstractmethod
     def by_value(self, kind: type) -> tuple[bytes, dict[bytes, bytes | str], frozenset[str]]:
         """A class, others that it is made of, and names that they refer to."""
-        raise NotImplementedError
 
 
 class _ToForkPickler(_Pickler):

@@ -132,6 +132,25 @@ ROWS = [
     Row("pipe2", "EMFILE", "owner", "error", False, 0, "shared", SPAWN, True),
     Row("pidfd_open", "EMFILE", "owner", "error", False, 0, "shared", FORKSERVER),
     Row("fcntl64", "EMFILE", "owner", "either", False, 0, "shared", FORKSERVER, True),
+    # what such workers call
+    *(
+        Row(call, errors, "worker", then, lasts, 0, steps, options)
+        for options in (SPAWN, FORKSERVER)
+        for call, errors, then, lasts, steps in (
+            ("mmap", "ENOMEM", "error", True, "range,texts,array"),
+            ("mmap", "ENOMEM", "error", True, "shared"),
+            ("mprotect", "ENOMEM", "error", True, "range,array"),
+            ("madvise", "ENOMEM EINVAL", "right", True, "array"),
+            ("open", "EMFILE", "right", True, "shared"),
+            ("close", "EIO", "right", True, "shared"),
+            ("read", "EINTR", "right", False, "range,array"),
+            ("fcntl", "EMFILE EPERM", "either", True, "range"),
+            ("pread", "EIO", "either", True, "array"),
+            ("calloc", "ENOMEM", "either", True, "texts"),
+            ("realloc", "ENOMEM", "either", True, "texts"),
+            ("membarrier register", "ENOMEM EPERM", "error", True, "range"),
+        )
+    ),
 ]
 
 # Functions of libc that the extensions call and that cannot fail as they are called, or whose failure leaves nothing to
