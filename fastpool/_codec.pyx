@@ -43,6 +43,19 @@ cdef extern from "Python.h":
 cdef enum:
     LONG_TEXT = 1024  # bytes: worth a record rather than a checksum
 
+cdef inline unsigned char *write_item(unsigned char *at, int kind, uint32_t tag, const void *data,
+                                      uint64_t size) noexcept:
+    """Write an item; returns its end."""
+    cdef unsigned char *to = at + sizeof(fp_item)
+    (<fp_item *>at).bytes = <uint32_t>size
+    (<fp_item *>at).tag = tag
+    if is_summed(tag):
+        (<fp_summed *>to).sum = item_sum(kind, tag, data, size)
+        to += sizeof(fp_summed)
+    memcpy(to, data, size)
+    return at + item_bytes(tag, size)
+
+
 INCOMPLETE = object()
 PLACED = object()
 
@@ -108,14 +121,14 @@ cdef class Encoder:
     cdef int put_tagged(self, object value) except -1:
         """Append a value tagged; pickled, if it is not for tags. What an item refers to is in its own record."""
         cdef TagWriter tags = self.tags
-        cdef uint64_t room = 0
-        if self.kind == FP_KIND_TAGGED:
-            room = <uint64_t>(self.writer.end - self.writer.at)
-        else:
+        if self.kind != FP_KIND_TAGGED:
             tags.forget()
         if not tags.write(value):
             return self.put_pickled(value)
-        if not tags.alone and item_bytes(FP_KIND_TAGGED, tags.size()) > room:
+        if self.kind == FP_KIND_TAGGED \
+                and item_bytes(FP_KIND_TAGGED, tags.size()) <= <uint64_t>(self.writer.end - self.writer.at):
+            return self.commit(write_item(self.writer.at, FP_KIND_TAGGED, FP_KIND_TAGGED, tags.start, tags.size()))
+        if not tags.alone:
             tags.forget()
             tags.write(value)
         self.put_data(FP_KIND_TAGGED, FP_KIND_TAGGED, tags.start, tags.size(), tags.buffer)
@@ -154,19 +167,9 @@ cdef class Encoder:
 
     cdef int put_data(self, int kind, uint32_t tag, const void *data, uint64_t size, object keep) except -1:
         cdef uint64_t total = item_bytes(tag, size)
-        cdef unsigned char *at
-        cdef unsigned char *to
         if total > self.large:
             return self.put_large(kind, tag, data, size, total, keep)
-        at = self.room(kind, total)
-        to = at + sizeof(fp_item)
-        (<fp_item *>at).bytes = <uint32_t>size
-        (<fp_item *>at).tag = tag
-        if is_summed(tag):
-            (<fp_summed *>to).sum = item_sum(kind, tag, data, size)
-            to += sizeof(fp_summed)
-        memcpy(to, data, size)
-        return self.commit(at + total)
+        return self.commit(write_item(self.room(kind, total), kind, tag, data, size))
 
     cdef unsigned char *room(self, int kind, uint64_t need) except NULL:
         """Where the next item of `kind` goes, with `need` bytes of room."""
@@ -261,6 +264,10 @@ cdef class Decoder:
             here += sizeof(fp_summed)
         demand(left, total)
         at[0] += total
+        if kind == FP_KIND_TAGGED and head.tag == FP_KIND_TAGGED and not self.dry:  # as below, in fewer steps
+            if item_sum(FP_KIND_TAGGED, FP_KIND_TAGGED, here, head.bytes) != summed.sum:
+                raise_wrong_sum()
+            return self.tags.read(here, head.bytes)
         if is_summed(head.tag):
             return self.of_summed(kind, head.tag, summed.sum, here, head.bytes)
         if kind == FP_KIND_ERROR and head.tag == FP_KIND_OBJECT and head.bytes == 8:
@@ -290,7 +297,7 @@ cdef class Decoder:
     cdef object of_summed(self, int kind, uint32_t tag, uint64_t total, const unsigned char *data, uint64_t size):
         """The object of an item with a sum."""
         if not self.dry and item_sum(kind, tag, data, size) != total:
-            raise DamagedMemoryError("the bytes of a large or structured item do not have their checksum")
+            raise_wrong_sum()
         return self.of_data(kind, tag, data, size)
 
     cdef object of_data(self, int kind, uint32_t tag, const unsigned char *data, uint64_t size):
@@ -335,6 +342,9 @@ cdef class Decoder:
         self.tags.forget()
         return value
 
+
+cdef int raise_wrong_sum() except -1:
+    raise DamagedMemoryError("the bytes of a large or structured item do not have their checksum")
 
 cdef inline int demand(uint64_t left, uint64_t need) except -1:
     if left < need:

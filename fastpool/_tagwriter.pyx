@@ -118,10 +118,11 @@ cdef class TagWriter:
 
     cdef int renew(self) except -1:
         """An empty buffer: a new one if somebody keeps the last item's, or that was large."""
-        if Py_REFCNT(<PyObject *>self.buffer) > 1 or not 0 < PyByteArray_GET_SIZE(self.buffer) <= LARGE_BYTES:
+        if Py_REFCNT(<PyObject *>self.buffer) > 1 or not 0 < self.end - self.start <= LARGE_BYTES:
             self.buffer = PyByteArray_FromStringAndSize(NULL, BUFFER_BYTES)
-        self.at = self.start = <unsigned char *>PyByteArray_AS_STRING(self.buffer)
-        self.end = self.start + PyByteArray_GET_SIZE(self.buffer)
+            self.start = <unsigned char *>PyByteArray_AS_STRING(self.buffer)
+            self.end = self.start + BUFFER_BYTES
+        self.at = self.start
         return 0
 
     cdef inline unsigned char *room(self, uint64_t size) except NULL:
@@ -180,18 +181,13 @@ cdef class TagWriter:
         return MEMO
 
     cdef bint write_value(self, PyObject *value, int depth) except -1:
-        cdef PyTypeObject *kind
+        cdef PyTypeObject *kind = Py_TYPE(value)
         cdef int memo
-        if self.write_plain(value):
-            return True
-        kind = Py_TYPE(value)
-        if kind == &PyLong_Type:
-            return self.write_big(<object>value)
-        if depth == MAX_DEPTH:
-            return False
-        if kind == &PyTuple_Type and PyTuple_GET_SIZE(<object>value) == 0:
-            return self.write_head(TUPLE, 0) == 0
         if kind == &PyTuple_Type or kind == &PyDict_Type or kind == &PyList_Type:
+            if depth == MAX_DEPTH:
+                return False
+            if kind == &PyTuple_Type and PyTuple_GET_SIZE(<object>value) == 0:
+                return self.write_head(TUPLE, 0) == 0
             memo = self.memoize(value)
             if memo == WRITTEN:
                 return True
@@ -200,6 +196,12 @@ cdef class TagWriter:
             if kind == &PyDict_Type:
                 return self.write_dict(<dict>value, memo, depth + 1)
             return self.write_list(<list>value, memo, depth + 1)
+        if self.write_plain(value):
+            return True
+        if kind == &PyLong_Type:
+            return self.write_big(<object>value)
+        if depth == MAX_DEPTH:
+            return False
         if kind == &PyBytes_Type or kind == &PyByteArray_Type or kind == &PyComplex_Type:
             return self.write_bytes(value)
         if kind == &PySet_Type or kind == &PyFrozenSet_Type:
@@ -305,8 +307,9 @@ cdef class TagWriter:
         cdef Py_ssize_t i
         self.write_head(TUPLE | memo, PyTuple_GET_SIZE(kept))
         for i in range(PyTuple_GET_SIZE(kept)):
-            if not self.write_value(PyTuple_GET_ITEM(kept, i), depth):
-                return False
+            if not self.write_plain(PyTuple_GET_ITEM(kept, i)):
+                if not self.write_value(PyTuple_GET_ITEM(kept, i), depth):
+                    return False
         return True
 
     cdef bint write_list(self, list value, int memo, int depth) except -1:
@@ -315,8 +318,9 @@ cdef class TagWriter:
         cdef Py_ssize_t i = 0
         self.write_head(LIST | memo, size)
         while i < size and i < PyList_GET_SIZE(kept):
-            if not self.write_value(PyList_GET_ITEM(kept, i), depth):
-                return False
+            if not self.write_plain(PyList_GET_ITEM(kept, i)):
+                if not self.write_value(PyList_GET_ITEM(kept, i), depth):
+                    return False
             i += 1
         return unchanged(size, PyList_GET_SIZE(kept))
 
