@@ -133,24 +133,26 @@ ROWS = [
     Row("pidfd_open", "EMFILE", "owner", "error", False, 0, "shared", FORKSERVER),
     Row("fcntl64", "EMFILE", "owner", "either", False, 0, "shared", FORKSERVER, True),
     # what such workers call
-    *(
-        Row(call, errors, "worker", then, lasts, 0, steps, options)
-        for options in (SPAWN, FORKSERVER)
-        for call, errors, then, lasts, steps in (
-            ("mmap", "ENOMEM", "error", True, "range,texts,array"),
-            ("mmap", "ENOMEM", "error", True, "shared"),
-            ("mprotect", "ENOMEM", "error", True, "range,array"),
-            ("madvise", "ENOMEM EINVAL", "right", True, "array"),
-            ("open", "EMFILE", "right", True, "shared"),
-            ("close", "EIO", "right", True, "shared"),
-            ("read", "EINTR", "right", False, "range,array"),
-            ("fcntl", "EMFILE EPERM", "either", True, "range"),
-            ("pread", "EIO", "either", True, "array"),
-            ("calloc", "ENOMEM", "either", True, "texts"),
-            ("realloc", "ENOMEM", "either", True, "texts"),
-            ("membarrier register", "ENOMEM EPERM", "error", True, "range"),
-        )
-    ),
+    Row("mmap", "ENOMEM", "worker", "error", True, 0, "shared", SPAWN),
+    Row("mmap", "ENOMEM", "worker", "error", True, 0, "shared", FORKSERVER),
+    Row("mprotect", "ENOMEM", "worker", "error", True, 0, "range,array", SPAWN),
+    Row("fcntl", "EMFILE EPERM", "worker", "either", True, 0, "range", SPAWN),
+    Row("pread", "EIO", "worker", "either", True, 0, "texts", SPAWN),
+    Row("calloc", "ENOMEM", "worker", "either", True, 0, "texts", SPAWN),
+    Row("membarrier register", "ENOMEM EPERM", "worker", "error", True, 0, "range", SPAWN),
+]
+
+# Tried with FASTPOOL_LONG=1 only: these workers take long to start.
+LONG_ROWS = [
+    Row("mmap", "ENOMEM", "worker", "error", True, 0, "range,texts,array", SPAWN),
+    Row("madvise", "ENOMEM EINVAL", "worker", "right", True, 0, "array", SPAWN),
+    Row("open", "EMFILE", "worker", "right", True, 0, "shared", SPAWN),
+    Row("close", "EIO", "worker", "right", True, 0, "shared", SPAWN),
+    Row("read", "EINTR", "worker", "right", False, 0, "range,array", SPAWN),
+    Row("realloc", "ENOMEM", "worker", "either", True, 0, "texts", SPAWN),
+    Row("mprotect", "ENOMEM", "worker", "error", True, 0, "range,array", FORKSERVER),
+    Row("calloc", "ENOMEM", "worker", "either", True, 0, "texts", FORKSERVER),
+    Row("membarrier register", "ENOMEM EPERM", "worker", "error", True, 0, "range", FORKSERVER),
 ]
 
 # Functions of libc that the extensions call and that cannot fail as they are called, or whose failure leaves nothing to
@@ -226,7 +228,7 @@ def test_a_few_calls_refused(server: Server, row: Row) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("row", ROWS, ids=str)
+@pytest.mark.parametrize("row", [*ROWS, *LONG_ROWS], ids=str)
 def test_every_call_refused(server: Server, row: Row) -> None:
     if not row.anyones and symbol(row.call) not in imported():
         pytest.skip(f"this build does not call {row.call}")
