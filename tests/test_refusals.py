@@ -137,7 +137,7 @@ ROWS = [
     Row("mmap", "ENOMEM", "worker", "error", True, 0, "shared", FORKSERVER),
     Row("mprotect", "ENOMEM", "worker", "error", True, 0, "range,array", SPAWN),
     Row("fcntl", "EMFILE EPERM", "worker", "either", True, 0, "range", SPAWN),
-    Row("pread", "EIO", "worker", "either", True, 0, "texts", SPAWN),
+    Row("pread", "EIO", "worker", "either", True, 0, "range,array", SPAWN),
     Row("calloc", "ENOMEM", "worker", "either", True, 0, "texts", SPAWN),
     Row("membarrier register", "ENOMEM EPERM", "worker", "error", True, 0, "range", SPAWN),
 ]
