@@ -125,6 +125,7 @@ cdef class Decoder(Unpacker):
 
     cdef object item(self, int kind, const unsigned char **at, const unsigned char *end)
     cdef int pass_over(self, int kind, const unsigned char **at, const unsigned char *end) except -1
+    cdef object tagged(self, const unsigned char **at, const unsigned char *end)
     cdef object reference(self, const unsigned char *at)
     cdef object fragment(self, const unsigned char **at, const unsigned char *end)
     cdef object of_summed(self, int kind, uint32_t tag, uint64_t total, const unsigned char *data, uint64_t size)

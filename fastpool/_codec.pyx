@@ -32,6 +32,8 @@ cdef extern from "Python.h":
     PyTypeObject PyBool_Type
     PyTypeObject PyUnicode_Type
     PyTypeObject PyBytes_Type
+    PyTypeObject PyTuple_Type
+    PyTypeObject PyDict_Type
     long long PyLong_AsLongLongAndOverflow(object value, int *overflow) except? -1
     object PyLong_FromLongLong(long long value)
     object PyUnicode_FromKindAndData(int kind, const void *data, Py_ssize_t size)
@@ -42,18 +44,22 @@ cdef extern from "Python.h":
 
 cdef enum:
     LONG_TEXT = 1024  # bytes: worth a record rather than a checksum
+    SUMMED_BYTES = sizeof(fp_item) + sizeof(fp_summed)  # before the data of an item with a checksum
+
+cdef inline unsigned char *write_heads(unsigned char *at, int kind, uint32_t tag, const void *data,
+                                       uint64_t size) noexcept:
+    """Write what stands before an item's data; returns the item's end."""
+    (<fp_item *>at).bytes = <uint32_t>size
+    (<fp_item *>at).tag = tag
+    if is_summed(tag):
+        (<fp_summed *>(at + sizeof(fp_item))).sum = item_sum(kind, tag, data, size)
+    return at + item_bytes(tag, size)
 
 cdef inline unsigned char *write_item(unsigned char *at, int kind, uint32_t tag, const void *data,
                                       uint64_t size) noexcept:
     """Write an item; returns its end."""
-    cdef unsigned char *to = at + sizeof(fp_item)
-    (<fp_item *>at).bytes = <uint32_t>size
-    (<fp_item *>at).tag = tag
-    if is_summed(tag):
-        (<fp_summed *>to).sum = item_sum(kind, tag, data, size)
-        to += sizeof(fp_summed)
-    memcpy(to, data, size)
-    return at + item_bytes(tag, size)
+    memcpy(at + (SUMMED_BYTES if is_summed(tag) else sizeof(fp_item)), data, size)
+    return write_heads(at, kind, tag, data, size)
 
 
 INCOMPLETE = object()
@@ -77,7 +83,9 @@ cdef class Encoder:
         cdef unsigned char *at
         cdef uint64_t size
         cdef int width
-        if kind == &PyLong_Type:
+        if kind == &PyDict_Type or kind == &PyTuple_Type:
+            self.streak = 0
+        elif kind == &PyLong_Type:
             if goes_in_run(self, FP_KIND_INT64):
                 return self.put_integer(value)
         elif kind == &PyFloat_Type:
@@ -121,16 +129,20 @@ cdef class Encoder:
     cdef int put_tagged(self, object value) except -1:
         """Append a value tagged; pickled, if it is not for tags. What an item refers to is in its own record."""
         cdef TagWriter tags = self.tags
+        cdef unsigned char *place = NULL  # for the item's data, in the open record
+        cdef unsigned char *end = NULL
         if self.kind != FP_KIND_TAGGED:
             tags.forget()
-        if not tags.write(value):
+        elif self.writer.end - self.writer.at > <int64_t>SUMMED_BYTES:
+            place = self.writer.at + SUMMED_BYTES
+            end = self.writer.end - (self.writer.end - place) % 8  # items take a multiple of 8 bytes
+        if not tags.write(value, place, end):
             return self.put_pickled(value)
-        if self.kind == FP_KIND_TAGGED \
-                and item_bytes(FP_KIND_TAGGED, tags.size()) <= <uint64_t>(self.writer.end - self.writer.at):
-            return self.commit(write_item(self.writer.at, FP_KIND_TAGGED, FP_KIND_TAGGED, tags.start, tags.size()))
+        if tags.start == place and place is not NULL:
+            return self.commit(write_heads(self.writer.at, FP_KIND_TAGGED, FP_KIND_TAGGED, place, tags.size()))
         if not tags.alone:
             tags.forget()
-            tags.write(value)
+            tags.write(value, NULL, NULL)
         self.put_data(FP_KIND_TAGGED, FP_KIND_TAGGED, tags.start, tags.size(), tags.buffer)
         if self.kind != FP_KIND_TAGGED:
             tags.forget()  # it was large: nothing else refers to what it has
@@ -221,6 +233,8 @@ cdef class Decoder:
         cdef fp_block_item block
         cdef uint64_t total
         cdef object value
+        if kind == FP_KIND_TAGGED and not self.dry:
+            return self.tagged(at, end)
         if kind == FP_KIND_INT64:
             demand(left, 8)
             at[0] = here + 8
@@ -264,15 +278,28 @@ cdef class Decoder:
             here += sizeof(fp_summed)
         demand(left, total)
         at[0] += total
-        if kind == FP_KIND_TAGGED and head.tag == FP_KIND_TAGGED and not self.dry:  # as below, in fewer steps
-            if item_sum(FP_KIND_TAGGED, FP_KIND_TAGGED, here, head.bytes) != summed.sum:
-                raise_wrong_sum()
-            return self.tags.read(here, head.bytes)
         if is_summed(head.tag):
             return self.of_summed(kind, head.tag, summed.sum, here, head.bytes)
         if kind == FP_KIND_ERROR and head.tag == FP_KIND_OBJECT and head.bytes == 8:
             return self.reference(here)
         return self.of_data(kind, head.tag, here, head.bytes)
+
+    cdef inline object tagged(self, const unsigned char **at, const unsigned char *end):
+        """The same for an item of a record of tagged ones."""
+        cdef const unsigned char *here = at[0]
+        cdef fp_item head
+        cdef fp_summed summed
+        demand(<uint64_t>(end - here), SUMMED_BYTES)
+        memcpy(&head, here, sizeof(fp_item))
+        memcpy(&summed, here + sizeof(fp_item), sizeof(fp_summed))
+        demand(<uint64_t>(end - here), item_bytes(FP_KIND_TAGGED, head.bytes))
+        at[0] = here + item_bytes(FP_KIND_TAGGED, head.bytes)
+        here += SUMMED_BYTES
+        if head.tag != FP_KIND_TAGGED:
+            raise_wrong_tag(FP_KIND_TAGGED, head.tag)
+        if item_sum(FP_KIND_TAGGED, FP_KIND_TAGGED, here, head.bytes) != summed.sum:
+            raise_wrong_sum()
+        return self.tags.read(here, head.bytes)
 
     cdef object reference(self, const unsigned char *at):
         """The object that a thread has sent. A process cannot have sent one."""
@@ -302,7 +329,7 @@ cdef class Decoder:
 
     cdef object of_data(self, int kind, uint32_t tag, const unsigned char *data, uint64_t size):
         if is_summed(tag) != (kind in (FP_KIND_TAGGED, FP_KIND_PICKLE, FP_KIND_ERROR, FP_KIND_PACKED)):
-            raise DamagedMemoryError(f"an item of kind {kind} with tag {tag}")
+            raise_wrong_tag(kind, tag)
         if self.dry:
             return None
         if kind == FP_KIND_TAGGED:
@@ -342,6 +369,9 @@ cdef class Decoder:
         self.tags.forget()
         return value
 
+
+cdef int raise_wrong_tag(int kind, uint32_t tag) except -1:
+    raise DamagedMemoryError(f"an item of kind {kind} with tag {tag}")
 
 cdef int raise_wrong_sum() except -1:
     raise DamagedMemoryError("the bytes of a large or structured item do not have their checksum")

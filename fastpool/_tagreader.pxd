@@ -11,11 +11,14 @@ cdef class TagReader:
     cdef list objects      # of the item, those that may be met again
     cdef list strings      # of all items since the last one that was alone
     cdef list shapes       # likewise, tuples of keys
+    cdef list templates    # of dicts with these keys; None: there is none
+    cdef dict known        # by keys: the same keys and their template, or None
 
     cdef void forget(self) noexcept
     cdef object read(self, const unsigned char *data, uint64_t size)
 
     cdef object read_value(self, int depth)
+    cdef object read_other(self, int depth)
     cdef object read_owed(self, int depth)
     cdef const unsigned char *take(self, uint64_t size) except NULL
     cdef uint64_t read_number(self) except? 0
@@ -29,4 +32,5 @@ cdef class TagReader:
     cdef object read_set(self, bint frozen, int memo, int depth)
     cdef object read_pairs(self, int memo, int depth)
     cdef object read_shaped(self, bint new, int memo, int depth)
-    cdef object read_shape(self, int depth)
+    cdef uint64_t read_shape(self, int depth) except? 0
+    cdef tuple met_before(self, tuple keys)

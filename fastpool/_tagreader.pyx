@@ -34,12 +34,19 @@ cdef extern from "Python.h":
     object PyFrozenSet_New(PyObject *items)
     int PySet_Add(object items, object value) except -1
     int PyDict_SetItem(object items, PyObject *key, object value) except -1
+    dict PyDict_Copy(object items)
 
+cdef enum:
+    MOST_KNOWN = 64       # shapes
+    MOST_SHARED = 30      # keys that CPython lets dicts share
+    ROWS_TO_SETTLE = 32
+
+cdef str NONSENSE = "the bytes of a tagged item make no sense"
 cdef object PENDING = object()  # in the place of an object that is not there yet
 
 
 cdef inline int damaged() except -1:
-    raise DamagedMemoryError("the bytes of a tagged item make no sense")
+    raise DamagedMemoryError(NONSENSE)
 
 
 @cython.final
@@ -48,6 +55,8 @@ cdef class TagReader:
         self.objects = []
         self.strings = []
         self.shapes = []
+        self.templates = []
+        self.known = {}
 
     def loads(self, bytes data) -> object:
         """The value of the next item."""
@@ -56,6 +65,7 @@ cdef class TagReader:
     cdef void forget(self) noexcept:
         self.strings.clear()
         self.shapes.clear()
+        self.templates.clear()
 
     cdef object read(self, const unsigned char *data, uint64_t size):
         """The value of the next item. Reads nothing beyond it; bytes that make no sense are a DamagedMemoryError."""
@@ -68,10 +78,7 @@ cdef class TagReader:
         if size and data[0] == ALONE:
             self.at += 1
             self.forget()
-        try:
-            value = self.read_value(0)
-        except (TypeError, ValueError, SystemError) as error:  # an unhashable key, a character that there is not
-            raise DamagedMemoryError("the bytes of a tagged item make no sense") from error
+        value = self.read_value(0)
         if PyList_GET_SIZE(self.objects):
             self.objects.clear()
         if self.at != self.end:
@@ -123,31 +130,47 @@ cdef class TagReader:
 
     # ------------------------------------------------------------ values
 
-    cdef object read_value(self, int depth):
+    cdef inline object read_value(self, int depth):
+        """The most frequent values, in few steps; others, and those that are not whole, by :meth:`read_other`."""
+        cdef const unsigned char *at = self.at
+        cdef int64_t left = self.end - at
+        cdef int tag = at[0] if left > 0 else BIG
+        cdef int32_t number
+        cdef double real
+        if tag == INT8 and left > 1:
+            self.at = at + 2
+            return PyLong_FromLongLong(<int8_t>at[1])
+        if tag == INT32 and left > 4:
+            self.at = at + 5
+            memcpy(&number, at + 1, 4)
+            return PyLong_FromLongLong(number)
+        if tag == FLOAT and left > 8:
+            self.at = at + 9
+            memcpy(&real, at + 1, 8)
+            return PyFloat_FromDouble(real)
+        if tag == TEXT_REF and left > 1 and at[1] < 128:
+            self.at = at + 2
+            return listed(self.strings, at[1])
+        if tag == NONE:
+            self.at = at + 1
+            return None
+        if tag == TRUE:
+            self.at = at + 1
+            return True
+        if tag == FALSE:
+            self.at = at + 1
+            return False
+        return self.read_other(depth)
+
+    cdef object read_other(self, int depth):
         cdef int tag = self.take(1)[0]
         cdef int memo
-        cdef int32_t short_number
         cdef int64_t number
         cdef uint64_t size
-        cdef double real
         cdef object value
-        if tag == INT8:
-            return PyLong_FromLongLong(<int8_t>self.take(1)[0])
-        if tag == INT32:
-            memcpy(&short_number, self.take(4), 4)
-            return PyLong_FromLongLong(short_number)
         if tag == INT64:
             memcpy(&number, self.take(8), 8)
             return PyLong_FromLongLong(number)
-        if tag == FLOAT:
-            memcpy(&real, self.take(8), 8)
-            return PyFloat_FromDouble(real)
-        if tag == NONE:
-            return None
-        if tag == TRUE:
-            return True
-        if tag == FALSE:
-            return False
         if tag == TEXT_REF:
             return listed(self.strings, self.read_number())
         if tag == OBJECT_REF:
@@ -184,7 +207,12 @@ cdef class TagReader:
         cdef uint64_t length = self.read_number()
         if length > <uint64_t>(self.end - self.at) // width:
             damaged()
-        return PyUnicode_FromKindAndData(width, self.take(length * width), length)
+        if width < 4:
+            return PyUnicode_FromKindAndData(width, self.take(length * width), length)
+        try:
+            return PyUnicode_FromKindAndData(width, self.take(length * width), length)
+        except (ValueError, SystemError) as error:  # a character that there is not
+            raise DamagedMemoryError(NONSENSE) from error
 
     cdef object read_bytes(self, int tag):
         """What has no values inside and is remembered: bytes, bytearray, complex, a numpy scalar."""
@@ -201,7 +229,10 @@ cdef class TagReader:
             memcpy(parts, self.take(16), 16)
             return PyComplex_FromDoubles(parts[0], parts[1])
         if tag == SCALAR:
-            return self.read_scalar()
+            try:
+                return self.read_scalar()
+            except (ValueError, SystemError) as error:  # of a type, or of a unit, that there is not
+                raise DamagedMemoryError(NONSENSE) from error
         damaged()
 
     cdef object read_scalar(self):
@@ -254,11 +285,16 @@ cdef class TagReader:
         cdef uint64_t size = self.expect(self.read_number(), 1)
         cdef object items = PyFrozenSet_New(NULL) if frozen else PySet_New(NULL)
         cdef Py_ssize_t number = PyList_GET_SIZE(self.objects)
+        cdef object element
         cdef uint64_t _
         if memo:
             self.objects.append(PENDING if frozen else items)  # a frozenset cannot be inside itself
         for _ in range(size):
-            PySet_Add(items, self.read_owed(depth))
+            element = self.read_owed(depth)
+            try:
+                PySet_Add(items, element)
+            except TypeError as error:  # it cannot be hashed
+                raise DamagedMemoryError(NONSENSE) from error
         if memo and frozen:
             self.objects[number] = items
         return items
@@ -266,19 +302,25 @@ cdef class TagReader:
     cdef object read_pairs(self, int memo, int depth):
         cdef uint64_t size = self.expect(self.read_number(), 2)
         cdef dict items = {}
-        cdef object key
+        cdef object key, member
         cdef uint64_t _
         if memo:
             self.objects.append(items)
         for _ in range(size):
             key = self.read_owed(depth)
-            PyDict_SetItem(items, <PyObject *>key, self.read_owed(depth))
+            member = self.read_owed(depth)
+            try:
+                PyDict_SetItem(items, <PyObject *>key, member)
+            except TypeError as error:  # the key cannot be hashed
+                raise DamagedMemoryError(NONSENSE) from error
         return items
 
     cdef object read_shaped(self, bint new, int memo, int depth):
-        cdef object keys = self.read_shape(depth) if new else listed(self.shapes, self.read_number())
+        cdef uint64_t number = self.read_shape(depth) if new else self.read_number()
+        cdef object keys = listed(self.shapes, number)
+        cdef object template = <object>PyList_GET_ITEM(self.templates, number)
         cdef uint64_t size = self.expect(PyTuple_GET_SIZE(keys), 1)
-        cdef dict items = {}
+        cdef dict items = {} if template is None else PyDict_Copy(template)
         cdef uint64_t i
         if memo:
             self.objects.append(items)
@@ -286,10 +328,12 @@ cdef class TagReader:
             PyDict_SetItem(items, PyTuple_GET_ITEM(keys, i), self.read_owed(depth))
         return items
 
-    cdef object read_shape(self, int depth):
-        """The keys of a new shape."""
+    cdef uint64_t read_shape(self, int depth) except? 0:
+        """Read the keys of a new shape; its number."""
         cdef uint64_t size = self.expect(self.read_number(), 1)
+        cdef uint64_t known = PyList_GET_SIZE(self.strings)
         cdef tuple keys = PyTuple_New(size)
+        cdef object template = None
         cdef object key
         cdef uint64_t i
         for i in range(size):
@@ -298,8 +342,35 @@ cdef class TagReader:
                 damaged()
             Py_INCREF(key)
             PyTuple_SET_ITEM(keys, i, key)
+        if 0 < size <= MOST_SHARED and <uint64_t>PyList_GET_SIZE(self.strings) == known + size:
+            keys, template = self.met_before(keys)
+            self.strings[known:] = keys
         self.shapes.append(keys)
-        return keys
+        self.templates.append(template)
+        return PyList_GET_SIZE(self.shapes) - 1
+
+    cdef tuple met_before(self, tuple keys):
+        """(Equal keys, those of the template; the template of dicts with these keys, from the second time on)."""
+        cdef object found = self.known.get(keys)
+        if found is None:
+            if len(self.known) == MOST_KNOWN:
+                self.known.clear()
+            found = self.known[keys] = (keys, None)
+        elif found[1] is None:
+            found = self.known[keys] = (found[0], dict_template(found[0]))
+        return found
+
+
+cdef dict dict_template(tuple keys):
+    """A dict of Nones whose copies share one table of keys, as the dicts of a class's instances do (PEP 412): smaller,
+    and sooner made, than dicts with a table each. With each instance CPython leaves less room for keys to come."""
+    cdef object kind = type("Row", (), {})
+    cdef dict template = {}
+    for _ in range(ROWS_TO_SETTLE):
+        template = kind().__dict__
+        for key in keys:
+            template[key] = None
+    return template
 
 
 cdef inline object listed(list values, uint64_t number):

@@ -8,8 +8,8 @@ from fastpool._memo cimport Memo
 @cython.final
 cdef class TagWriter:
     """Turns values into tagged bytes, one item after another."""
-    cdef bytearray buffer         # the item, from its start to `at`
-    cdef unsigned char *start
+    cdef bytearray buffer
+    cdef unsigned char *start     # of the item, in the buffer or where its reader looks for it
     cdef unsigned char *at
     cdef unsigned char *end
     cdef bint alone               # the last item needs no item before it
@@ -26,7 +26,7 @@ cdef class TagWriter:
     cdef unsigned char recent[64]  # by hash of the first key's address and the size: the shape to try
 
     cdef void forget(self) noexcept
-    cdef bint write(self, object value) except -1
+    cdef bint write(self, object value, unsigned char *start, unsigned char *end) except -1
     cdef uint64_t size(self) noexcept
 
     cdef int renew(self) except -1
@@ -47,8 +47,8 @@ cdef class TagWriter:
     cdef bint write_dict(self, dict value, int memo, int depth) except -1
     cdef bint write_pairs(self, dict value, int memo, int depth) except -1
     cdef bint write_new(self, dict value, int memo, int depth) except -1
-    cdef bint write_members(self, dict value, Py_ssize_t size, Py_ssize_t at, int depth) except -1
-    cdef int known_shape(self, PyObject **keys, Py_ssize_t n) noexcept
+    cdef bint write_members(self, dict value, Py_ssize_t size, Py_ssize_t written, int depth) except -1
+    cdef int known_shape(self, dict value, Py_ssize_t size, PyObject **members) noexcept
     cdef int shape_by_value(self, tuple keys) except -2
     cdef int new_shape(self, tuple keys) except -1
     cdef bint write_scalar(self, PyObject *value) except -1

@@ -72,7 +72,7 @@ cdef class TagWriter:
 
     def dumps(self, value) -> bytes | None:
         """The bytes of the next item; None if the value is not for tags, in which case nothing is remembered."""
-        if not self.write(value):
+        if not self.write(value, NULL, NULL):
             return None
         return PyBytes_FromStringAndSize(<char *>self.start, self.size())
 
@@ -91,10 +91,15 @@ cdef class TagWriter:
         self.shape_keys.clear()
         memset(self.recent, 0, sizeof(self.recent))
 
-    cdef bint write(self, object value) except -1:
-        """Write the next item, in place of the last. False if the value is not for tags."""
+    cdef bint write(self, object value, unsigned char *start, unsigned char *end) except -1:
+        """Write the next item, in place of the last: to `start`, as long as it fits before `end`, else (or with NULL)
+        into the buffer; `self.start` says. False if the value is not for tags."""
         cdef bint done = False
-        self.renew()
+        if start is NULL:
+            self.renew()
+        else:
+            self.start = self.at = start
+            self.end = end
         self.alone = self.fresh
         if self.fresh:
             self.room(1)[0] = ALONE
@@ -118,11 +123,10 @@ cdef class TagWriter:
 
     cdef int renew(self) except -1:
         """An empty buffer: a new one if somebody keeps the last item's, or that was large."""
-        if Py_REFCNT(<PyObject *>self.buffer) > 1 or not 0 < self.end - self.start <= LARGE_BYTES:
+        if Py_REFCNT(<PyObject *>self.buffer) > 1 or not 0 < PyByteArray_GET_SIZE(self.buffer) <= LARGE_BYTES:
             self.buffer = PyByteArray_FromStringAndSize(NULL, BUFFER_BYTES)
-            self.start = <unsigned char *>PyByteArray_AS_STRING(self.buffer)
-            self.end = self.start + BUFFER_BYTES
-        self.at = self.start
+        self.start = self.at = <unsigned char *>PyByteArray_AS_STRING(self.buffer)
+        self.end = self.start + PyByteArray_GET_SIZE(self.buffer)
         return 0
 
     cdef inline unsigned char *room(self, uint64_t size) except NULL:
@@ -132,12 +136,18 @@ cdef class TagWriter:
         return self.grow(size)
 
     cdef unsigned char *grow(self, uint64_t size) except NULL:
+        """Go on in the buffer, which gets `size` bytes of room and more."""
         cdef uint64_t used = self.size()
         cdef uint64_t wanted = 2 * (used + size)
-        PyByteArray_Resize(self.buffer, wanted)
+        cdef const unsigned char *written = self.start
+        if written != <unsigned char *>PyByteArray_AS_STRING(self.buffer):
+            self.renew()
+            memcpy(self.room(used), written, used)  # of a record
+        if wanted > <uint64_t>PyByteArray_GET_SIZE(self.buffer):
+            PyByteArray_Resize(self.buffer, wanted)
         self.start = <unsigned char *>PyByteArray_AS_STRING(self.buffer)
         self.at = self.start + used
-        self.end = self.start + wanted
+        self.end = self.start + PyByteArray_GET_SIZE(self.buffer)
         return self.at
 
     cdef int write_head(self, int tag, uint64_t number) except -1:
@@ -336,24 +346,19 @@ cdef class TagWriter:
 
     cdef bint write_dict(self, dict value, int memo, int depth) except -1:
         cdef dict kept = value
-        cdef PyObject *keys[MAX_SHAPE]
-        cdef PyObject *members[MAX_SHAPE]  # borrowed, like the keys: for as long as only plain values are written
-        cdef Py_ssize_t after[MAX_SHAPE]   # where PyDict_Next goes on
+        cdef PyObject *members[MAX_SHAPE]  # borrowed: for as long as only plain values are written
         cdef Py_ssize_t size = PyDict_GET_SIZE(kept)
-        cdef Py_ssize_t at = 0, n = 0, i
+        cdef Py_ssize_t i
         cdef int number
         if not 0 < size <= MAX_SHAPE:
             return self.write_pairs(kept, memo, depth)
-        while n < size and PyDict_Next(kept, &at, &keys[n], &members[n]):
-            after[n] = at
-            n += 1
-        number = self.known_shape(keys, n)
+        number = self.known_shape(kept, size, members)
         if number < 0:
             return self.write_new(kept, memo, depth)
         self.write_head(SHAPED | memo, number)
-        for i in range(n):
+        for i in range(size):
             if not self.write_plain(members[i]):
-                return self.write_members(kept, size, after[i - 1] if i else 0, depth)
+                return self.write_members(kept, size, i, depth)
         return True
 
     cdef bint write_new(self, dict value, int memo, int depth) except -1:
@@ -389,9 +394,12 @@ cdef class TagWriter:
                 return False
         return unchanged(size, PyDict_GET_SIZE(value))
 
-    cdef bint write_members(self, dict value, Py_ssize_t size, Py_ssize_t at, int depth) except -1:
-        """The dict's values, from where PyDict_Next is."""
+    cdef bint write_members(self, dict value, Py_ssize_t size, Py_ssize_t written, int depth) except -1:
+        """The dict's values behind those `written`."""
+        cdef Py_ssize_t at = 0
         cdef PyObject *member
+        for _ in range(written):
+            PyDict_Next(value, &at, NULL, NULL)
         while PyDict_Next(value, &at, NULL, &member):
             if not self.write_value(member, depth):
                 return False
@@ -418,20 +426,25 @@ cdef class TagWriter:
 
     # ------------------------------------------------------------ shapes of dicts
 
-    cdef int known_shape(self, PyObject **keys, Py_ssize_t n) noexcept:
-        """The shape that has these very keys, if it is the one to try; else -1."""
-        cdef int number = <int>self.recent[recent_place(keys[0], n)] - 1
+    cdef int known_shape(self, dict value, Py_ssize_t size, PyObject **members) noexcept:
+        """The shape that has the very keys of a dict, whose values `members` gets, if it is the one to try; else -1."""
+        cdef Py_ssize_t at = 0, i = 0
+        cdef PyObject *key
         cdef PyObject *shape
-        cdef Py_ssize_t i
+        cdef int number
+        PyDict_Next(value, &at, &key, members)
+        number = <int>self.recent[recent_place(key, size)] - 1
         if number < 0:
             return -1
         shape = PyList_GET_ITEM(self.shape_keys, number)
-        if PyTuple_GET_SIZE(<object>shape) != n:
+        if PyTuple_GET_SIZE(<object>shape) != size:
             return -1
-        for i in range(n):
-            if PyTuple_GET_ITEM(<object>shape, i) != keys[i]:
-                return -1
-        return number
+        while PyTuple_GET_ITEM(<object>shape, i) == key:
+            i += 1
+            if i == size:
+                return number
+            PyDict_Next(value, &at, &key, &members[i])
+        return -1
 
     cdef int shape_by_value(self, tuple keys) except -2:
         """The shape with equal keys, or -1. From here on they are the same texts to the reader."""

@@ -9,6 +9,7 @@ import os
 import pickle
 import random
 import struct
+import sys
 import warnings
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable, Iterator
@@ -391,6 +392,55 @@ def test_keys_made_again_for_every_item() -> None:
         check(value, reader.loads(data))
     assert len(set(sizes[1:])) == 1
     assert sizes[1] < sizes[0]
+
+
+NAME = "".join(["a", " name"])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"id": 1, "half": 0.5, "kind": "row"},
+        [{NAME: NAME}, NAME, {NAME: 1, "other": NAME}],
+        [NAME, {NAME: 1, "other": 2}, {NAME: 3, "other": NAME}],
+        {"other": NAME, NAME: {"other": NAME, NAME: [NAME]}},
+        [{"": 1, "__class__": 2, "__dict__": None, "\0": 4, "\ud800": 5}, {"ä": 1, "\U0001f40d": 2}],
+        [{f"key {i}": i for i in range(n)} for n in (1, 29, 30, 31, 64, 65)],
+        [{f"{i} of {n}": i for i in range(3)} for n in range(100)],
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_dicts_with_keys_that_came_before(value: Any) -> None:
+    """The reader makes them in another way from the second time on, and they are as the first ones were."""
+    writer, reader = TagWriter(), TagReader()
+    for _ in range(4):
+        writer.begin_anew()
+        for each in (value, [value, value]):
+            data = writer.dumps(each)
+            assert data is not None
+            check(each, reader.loads(data))
+
+
+def test_dicts_that_share_their_keys_are_independent() -> None:
+    writer, reader = TagWriter(), TagReader()
+
+    def rows() -> list[dict[str, Any]]:
+        writer.begin_anew()
+        data = writer.dumps([{"a": i, "b": None, "c": [i]} for i in range(3)])
+        assert data is not None
+        result: list[dict[str, Any]] = reader.loads(data)
+        return result
+
+    plain, _, shared = rows(), rows(), rows()
+    assert sys.getsizeof(shared[0]) < sys.getsizeof(plain[0])
+    for changed in (plain, shared):
+        del changed[0]["a"]
+        changed[0]["d"] = changed[0]["a"] = 9
+        changed[1].clear()
+        changed[2].update(b=1, e=2)
+        assert list(changed[0].items()) == [("b", None), ("c", [0]), ("d", 9), ("a", 9)]
+        assert changed[1:] == [{}, {"a": 2, "b": 1, "c": [2], "e": 2}]
+    assert rows() == [{"a": i, "b": None, "c": [i]} for i in range(3)]
 
 
 def test_more_shapes_than_are_remembered() -> None:
