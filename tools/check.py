@@ -5,6 +5,8 @@ usage: check.py [--full] [lint|types|docs|ctest|models|tests ...]
 A check that fails does not stop those after it. One that cannot run on this machine is named in the
 last lines together with what to install; with CI=true it counts as a failure.
 
+On a terminal, and with --full, they run one after another. Elsewhere AT_ONCE of them run at a time.
+
 On a terminal, checks print as they run. Elsewhere what each prints goes to a file in build/check, and
 only the end of what a failed one printed is shown, once more after the summary the tests that failed.
 """
@@ -22,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -31,7 +34,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
 LOGS = ROOT / "build" / "check"
 LINES_OF_A_FAILURE = 300
-LIMIT_SECONDS = 40 * 60  # of one check that nobody watches
+AT_ONCE = 2  # most wait for the processes that they start half of their time
+LIMIT_SECONDS = 45 * 60  # of one check that nobody watches
 LAST_WORDS_SECONDS = 5  # in which Python tells where it was stuck
 HUNG = 124
 NOT_RUN = 77  # the exit status by which a check says that something it needs is missing
@@ -121,6 +125,7 @@ def models_steps(full: bool) -> Iterator[Step]:
 
 def tests_steps(full: bool) -> Iterator[Step]:
     environment = (("FASTPOOL_LONG", "1"),) if full else ()
+    yield Step("Python tests", [sys.executable, "-m", "pytest", "--durations=30", "tests"], environment=environment)
     posix = ["sh", "tools/test_posix.sh", sys.executable, *(["--full"] if full else [])]
     yield Step("Python tests, POSIX build", posix)
     yield Step("crash matrix", ["sh", "tools/test_crashes.sh", sys.executable], environment=environment)
@@ -130,7 +135,6 @@ def tests_steps(full: bool) -> Iterator[Step]:
         yield Step("Python tests, tallied", ["sh", "tools/test_debug.sh", sys.executable])
     else:
         yield Step("damage, sanitized", asan, "apt-get install gcc")
-    yield Step("Python tests", [sys.executable, "-m", "pytest", "--durations=30", "tests"], environment=environment)
     yield Step("soak", [sys.executable, "-m", "benchmarks.soak", "--minutes", "5" if full else "0.5"])
     if full:
         yield Step("counts", [sys.executable, "-m", "benchmarks.counts"], "apt-get install strace")
@@ -178,58 +182,82 @@ def compiles(flag: str) -> bool:
 # Running and reporting
 
 
+def run_all(steps: list[Step], at_once: int) -> list[Outcome]:
+    with ThreadPoolExecutor(at_once) as lanes:
+        outcomes = [lanes.submit(run, step) for step in steps]
+        try:
+            return [outcome.result() for outcome in outcomes]
+        except BaseException:  # SIGTERM, or Ctrl-C
+            lanes.shutdown(wait=False, cancel_futures=True)
+            for process in list(running):
+                end_group(process, signal.SIGABRT)
+            raise
+
+
 def run(step: Step) -> Outcome:
-    print(f"\n== {step.title}", flush=True)
+    say(f"== {step.title}")
     if step.missing:
-        print(f"not run: {step.missing}", flush=True)
+        say(f"== {step.title}: not run: {step.missing}")
         return Outcome(step, "not run", 0.0, step.missing)
     start = time.monotonic()
     environment = os.environ | {"PATH": PATH} | dict(step.environment)
+    shown: list[str] = []
     try:
         if sys.stdout.isatty():
-            code = subprocess.run(step.command, cwd=ROOT, env=environment, check=False).returncode
+            code = end_of_group(step, environment, None)
         else:
-            code = run_aside(step, environment)
+            code, shown = run_aside(step, environment)
     except OSError as error:
-        print(error)
-        code = 127
+        code, shown = 127, [str(error)]
     seconds = time.monotonic() - start
-    print(f"{seconds:.1f} s, exit status {code}", flush=True)
+    say(f"== {step.title}: {seconds:.1f} s, exit status {code}", *shown)
     if code == NOT_RUN:
         return Outcome(step, "not run", seconds, "it says that something it needs is missing")
     return Outcome(step, "failed" if code else "passed", seconds)
 
 
-def run_aside(step: Step, environment: dict[str, str]) -> int:
-    """Run a command with its output in a file; print the end of that, unless it passes."""
-    code = None
+def say(*lines: str) -> None:
+    """Print lines that belong together; others run beside."""
+    print("\n".join(lines), flush=True)
+
+
+def run_aside(step: Step, environment: dict[str, str]) -> tuple[int, list[str]]:
+    """Run a command with its output in a file; its status, and the end of what it printed, unless it passes."""
     step.log.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with step.log.open("wb") as log:
-            code = end_of_group(step, environment, log)
-    finally:
-        if code != 0:
-            lines = step.log.read_text(errors="replace").splitlines()
-            print(*lines[-LINES_OF_A_FAILURE:], sep="\n", flush=True)
-    return code
+    with step.log.open("wb") as log:
+        code = end_of_group(step, environment, log)
+    lines = step.log.read_text(errors="replace").splitlines() if code else []
+    return code, lines[-LINES_OF_A_FAILURE:]
 
 
-def end_of_group(step: Step, environment: dict[str, str], log: IO[bytes]) -> int:
+running: set[subprocess.Popen[bytes]] = set()
+
+
+def end_of_group(step: Step, environment: dict[str, str], log: IO[bytes] | None) -> int:
     """Run a command, and leave nothing that it has started. Where it hangs, it is told to say where (SIGABRT, which
     Python answers with its stacks)."""
-    process = subprocess.Popen(step.command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+    aside = log is not None  # a terminal's Ctrl-C is for the command, too
+    process = subprocess.Popen(step.command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=aside)
+    if not aside:
+        return process.wait()
+    running.add(process)
     try:
         return process.wait(step.limit)
     except subprocess.TimeoutExpired:
-        print(f"stopped after {step.limit:.0f} s")
+        say(f"== {step.title}: stopped after {step.limit:.0f} s")
+        end_group(process, signal.SIGABRT)
         return HUNG
     finally:
-        if process.returncode is None:
-            os.killpg(process.pid, signal.SIGABRT)
-            time.sleep(LAST_WORDS_SECONDS)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        end_group(process, signal.SIGKILL)
+        running.discard(process)
+
+
+def end_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Send a signal to a command and all that it has started, and let it say its last words."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(LAST_WORDS_SECONDS)
 
 
 def report(outcomes: list[Outcome], strict: bool) -> bool:
@@ -264,7 +292,8 @@ def main() -> int:
     steps = [step for name in names for step in CHECKS[name](arguments.full)]
     if arguments.full:
         steps = [replace(step, limit=None) for step in steps]
-    outcomes = [run(step) for step in steps]
+    alone = arguments.full or sys.stdout.isatty()
+    outcomes = run_all(steps, 1 if alone else AT_ONCE)
     return 0 if report(outcomes, os.environ.get("CI") == "true") else 1
 
 
