@@ -38,10 +38,10 @@ class Settings:
     repeats: int = 5
     quick: bool = False
 
-    @property
-    def warm_seconds(self) -> float:
-        """Of untimed calls before the timed one, where the pool is to be warm."""
-        return 0.03 if self.quick else 0.8
+    def warm_seconds(self, case: Case) -> float:
+        """Of untimed calls before the timed one, where the pool is to be warm. On an array a pool settles in five calls
+        (where the results lie, how workers reach the input: docs/architecture.md), which take a second."""
+        return (0.03 if self.quick else 0.8) * (2 if case.array else 1)
 
     @property
     def patience(self) -> float:
@@ -87,7 +87,7 @@ def measure_case(case: Case, peers: Sequence[type[Peer]], settings: Settings, pr
     seconds: dict[str, list[float]] = {peer.name: [] for peer in peers}
     for peer in turns(case.name, peers, settings, progress):
         seconds[peer.name].append(
-            time_once(case, peer(settings.n_jobs), function, items, expected, settings.warm_seconds)
+            time_once(case, peer(settings.n_jobs), function, items, expected, settings.warm_seconds(case))
         )
     return CaseResult(case.name, n_tasks, settings.n_jobs, timings(seconds))
 
