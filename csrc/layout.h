@@ -344,7 +344,8 @@ typedef struct {
 } fp_segment;
 
 static inline void *fp_at(const fp_segment *segment, uint64_t offset) {
-  return (void *)((unsigned char *)(uintptr_t)segment + offset);
+  return (void *)((uintptr_t)segment +
+                  (uintptr_t)offset); /* an offset may be damaged: no pointer before it is checked */
 }
 static inline fp_line *fp_line_of(const fp_segment *segment, uint32_t worker) {
   return (fp_line *)fp_at(segment, segment->lines_at) + worker;

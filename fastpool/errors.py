@@ -221,7 +221,7 @@ VALUE_REMEDY = (
 )
 FUNCTION_REMEDY = (
     'Define it at the top level of a module, outside of `if __name__ == "__main__"`, or use WorkerPool(use_dill=True), '
-    "which also sends lambdas, closures and functions of a notebook, of `python -c` or of stdin."
+    "which also sends lambdas, closures and functions of a notebook, of a shell, of `python -c` or of stdin."
 )
 
 
