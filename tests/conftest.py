@@ -8,6 +8,7 @@ import multiprocessing.dummy
 import os
 import shutil
 import signal
+import zlib
 
 # A BLAS with threads of its own starts them again when it likes, which would look like a leak.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -28,6 +29,8 @@ shared_memory()  # for the life of the process
 
 PROCESSES = ["fork", "spawn", "forkserver"]
 START_METHODS = [*PROCESSES, "threading"]
+AFRESH = ["spawn", "forkserver"]  # workers import the program
+OF_STARTING = {"test_start_methods", "test_nested"}  # modules
 processes = pytest.mark.parametrize("start_method", PROCESSES)  # of what has no meaning for threads
 
 # Of what forks in a program with threads, which Python 3.12 warns of.
@@ -37,13 +40,23 @@ failed_in_call = pytest.StashKey[bool]()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked `long` run with FASTPOOL_LONG=1 only (`make test-full`)."""
+    """What runs with FASTPOOL_LONG=1 (`make test-full`) only: tests marked `long`, and one half of those of all start
+    methods: with `spawn` or with `forkserver`, which differ in how workers start alone, the other one."""
     if os.environ.get("FASTPOOL_LONG") == "1":
         return
-    long = [item for item in items if item.get_closest_marker("long")]
-    if long:
-        config.hook.pytest_deselected(items=long)
-        items[:] = [item for item in items if item not in long]
+    left_out = [item for item in items if item.get_closest_marker("long") or is_other_of_two(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
+
+
+def is_other_of_two(item: pytest.Item) -> bool:
+    if not isinstance(item, pytest.Function) or item.path.stem in OF_STARTING:
+        return False
+    callspec = getattr(item, "callspec", None)
+    method = callspec.params.get("start_method") if callspec else None
+    chosen = AFRESH[zlib.crc32(item.originalname.encode()) % 2]
+    return method in AFRESH and method != chosen
 
 
 @pytest.hookimpl(hookwrapper=True)
