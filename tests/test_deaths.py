@@ -182,13 +182,13 @@ def test_a_worker_that_never_comes_up(monkeypatch: pytest.MonkeyPatch) -> None:
 STATES = {  # what the owner does, until two workers have reported and are in this state
     "starting": "os.register_at_fork(after_in_child=asleep)\npool.map(report, range(1000))",
     "initializing": "pool.map(nap, range(8), chunk_size=1, worker_init=asleep)",
-    "idle": "pool.map(report, range(8), chunk_size=1)\nprint('ready', flush=True)\ntime.sleep(60)",
+    "idle": "until_both_report(pool)\nprint('ready', flush=True)\ntime.sleep(60)",
     "in python": "pool.map(spin, range(8), chunk_size=1)",
     "in a C call that holds the GIL": "pool.map(in_c, range(8), chunk_size=1)",
     "asleep in a task": "pool.map(asleep, range(8), chunk_size=1)",
     "stopped": "pool.map(asleep, range(8), chunk_size=1)",
     "signals blocked": "pool.map(blocked, range(8), chunk_size=1)",
-    "waiting for input": "pool.map(report, slow(), chunk_size=1)",
+    "waiting for input": "pool.map(report, slow(40), chunk_size=1)",  # so many that both workers get some
     "waiting for room": "pool.map(large, slow(400), chunk_size=100)",
     "in the exit function": "pool.map(nap, range(8), chunk_size=1, worker_exit=asleep)\npool.stop_and_join()",
     "with workers of their own": "pool.map(have_workers, range(2), chunk_size=1)",
@@ -204,7 +204,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the te
 def report(x=0):
     os.write(1, b"worker %d\\n" % os.getpid())  # one write: prints of two workers may mix
     time.sleep(0.05)
-    return x
+    return os.getpid()
+
+def until_both_report(pool):
+    while len(set(pool.map(report, range(8), chunk_size=1))) < 2:
+        pass  # one was so slow to start that the other did all
 
 def spin(x):
     report()
@@ -362,7 +366,7 @@ def wait_until(pid: int, state: str) -> None:
 def test_a_fork_of_the_owner_does_not_keep_workers_alive(start: Callable[..., Owner], start_method: str) -> None:
     owner = start(
         script_of(
-            "pool.map(report, range(8), chunk_size=1)\nleave_a_fork()\ntime.sleep(60)",
+            "until_both_report(pool)\nleave_a_fork()\ntime.sleep(60)",
             method=start_method,
         )
     )
@@ -391,7 +395,7 @@ ENDS = {
 def test_workers_are_gone_however_the_owner_ends(start: Callable[..., Owner], how: str) -> None:
     end = f"""
 pool = WorkerPool(n_jobs=2, keep_alive=True)
-pool.map(report, range(8), chunk_size=1)
+until_both_report(pool)
 sys.stdin.read()
 {ENDS[how]}
 """
@@ -424,7 +428,7 @@ def test_a_program_that_the_owner_started_does_not_keep_workers_alive(
 ) -> None:
     owner = start(
         script_of(
-            "import subprocess\npool.map(report, range(8), chunk_size=1)\n"
+            "import subprocess\nuntil_both_report(pool)\n"
             f"other = subprocess.Popen(['sleep', '60'], close_fds={not inherits})\n"
             "print('started', other.pid, flush=True)\ntime.sleep(60)"
         )
