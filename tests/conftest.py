@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy  # noqa: F401  (what it opens and starts for good is there before the first test)
 import pytest
+from hypothesis import HealthCheck, settings
 from leftovers import leftovers, settle, snapshot
 from refusals import Server
 from tallies import wrongs
@@ -26,6 +27,9 @@ from fastpool import WorkerPool, _native
 from fastpool.arrays import shared_memory
 
 shared_memory()  # for the life of the process
+
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")  # machines are shared: no test fails for its time
 
 PROCESSES = ["fork", "spawn", "forkserver"]
 START_METHODS = [*PROCESSES, "threading"]
