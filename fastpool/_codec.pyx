@@ -138,7 +138,7 @@ cdef class Encoder:
             end = self.writer.end - (self.writer.end - place) % 8  # items take a multiple of 8 bytes
         if not tags.write(value, place, end):
             return self.put_pickled(value)
-        if tags.start == place and place is not NULL:
+        if tags.start == place:
             return self.commit(write_heads(self.writer.at, FP_KIND_TAGGED, FP_KIND_TAGGED, place, tags.size()))
         if not tags.alone:
             tags.forget()

@@ -44,14 +44,16 @@ failed_in_call = pytest.StashKey[bool]()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What runs with FASTPOOL_LONG=1 (`make test-full`) only: tests marked `long`, and one half of those of all start
-    methods: with `spawn` or with `forkserver`, which differ in how workers start alone, the other one."""
-    if os.environ.get("FASTPOOL_LONG") == "1":
-        return
-    left_out = [item for item in items if item.get_closest_marker("long") or is_other_of_two(item)]
+    """In `make test-full` only run tests marked `long` (with FASTPOOL_LONG=1) and, of those of all start methods,
+    the other of `spawn` and `forkserver`, which differ in how workers start alone (with that or FASTPOOL_FULL=1)."""
+    long = os.environ.get("FASTPOOL_LONG") == "1"
+    both = long or os.environ.get("FASTPOOL_FULL") == "1"
+    left_out = {
+        item for item in items if (not long and item.get_closest_marker("long")) or (not both and is_other_of_two(item))
+    }
     if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
 
 
 def is_other_of_two(item: pytest.Item) -> bool:

@@ -238,8 +238,6 @@ def end_of_group(step: Step, environment: dict[str, str], log: IO[bytes] | None)
     Python answers with its stacks)."""
     aside = log is not None  # a terminal's Ctrl-C is for the command, too
     process = subprocess.Popen(step.command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=aside)
-    if not aside:
-        return process.wait()
     running.add(process)
     try:
         return process.wait(step.limit)
@@ -254,8 +252,10 @@ def end_of_group(step: Step, environment: dict[str, str], log: IO[bytes] | None)
 
 def end_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
     """Send a signal to a command and all that it has started, and let it say its last words."""
-    with contextlib.suppress(ProcessLookupError):
+    try:
         os.killpg(process.pid, number)
+    except ProcessLookupError:  # it has ended, or has the terminal's group
+        process.send_signal(number)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(LAST_WORDS_SECONDS)
 
@@ -291,8 +291,10 @@ def main() -> int:
     names = arguments.checks or list(CHECKS)
     steps = [step for name in names for step in CHECKS[name](arguments.full)]
     if arguments.full:
-        steps = [replace(step, limit=None) for step in steps]
+        os.environ["FASTPOOL_FULL"] = "1"
     alone = arguments.full or sys.stdout.isatty()
+    if alone:
+        steps = [replace(step, limit=None) for step in steps]
     outcomes = run_all(steps, 1 if alone else AT_ONCE)
     return 0 if report(outcomes, os.environ.get("CI") == "true") else 1
 
