@@ -53,7 +53,7 @@ def extension(name: str, sources: list[str]) -> Extension:
     )
 
 
-names = ["_signals", "_references", "_scalars", "_tagwriter", "_tagreader", "_packed", "_codec", "_nursery"]
+names = ["_reserve", "_signals", "_references", "_scalars", "_tagwriter", "_tagreader", "_packed", "_codec", "_nursery"]
 names += ["_plan", "_feed", "_applies", "_lane", "_timing", "_worker", "_collect"]
 extensions = [extension("_native", sorted(glob("csrc/*.c")))]  # the only one that links csrc
 extensions += [extension(name, []) for name in names]

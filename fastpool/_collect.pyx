@@ -15,7 +15,9 @@ from fastpool._native cimport (
     block_free, check, fp_control_of, fp_lane_of, fp_line_of, fp_reader, fp_segment, fp_view, lane_reset, load, now_ns,
     poke, reader_attach, reader_look, reader_take,
 )
-from fastpool.errors import DamagedMemoryError, FastpoolError, unsendable
+from fastpool._reserve cimport keep_reserve, use_reserve
+
+from fastpool.errors import DamagedMemoryError, FastpoolError, SerializationError, unsendable
 
 cdef extern from "Python.h":
     PyObject *PyList_GET_ITEM(object list, Py_ssize_t index)
@@ -47,11 +49,6 @@ cdef int has_news(void *context) noexcept nogil:
         if load(fp_line_of(watch.segment, worker).state) == FP_EXITED:
             return 1  # its lane has not been handed over yet
     return 0
-
-
-cdef object undecodable(str what, task, uint32_t worker, error):
-    detail = f"unpickling what worker {worker} sent failed with {type(error).__qualname__}: {error}"
-    return unsendable(error, what, task, None, detail)
 
 
 cdef enum:  # what becomes of results
@@ -150,8 +147,12 @@ cdef class Collector:
         self.failures.clear()
         self.sample = self.rested_at = None
         self.arrived = []
+        keep_reserve()
         self.way = COLLECT_ALL if ordered and not lazy else COLLECT_ORDERED if ordered else COLLECT_UNORDERED
-        self.results = PyList_New(size if self.way == COLLECT_ALL else 0)
+        try:
+            self.results = PyList_New(size if self.way == COLLECT_ALL else 0)
+        except MemoryError:
+            raise MemoryError(f"fastpool: no memory for a list of {size} results") from None
         if self.way == COLLECT_ALL:
             PyObject_GC_UnTrack(<PyObject *>self.results)
 
@@ -285,6 +286,13 @@ cdef class Collector:
             Py_DECREF(there)
         return 0
 
+    cdef int place_failure(self, uint64_t task, error) except -1:
+        cdef object sample = self.sample
+        Py_INCREF(error)
+        self.place(task, <PyObject *>error)
+        self.sample = sample  # it does not show what results are like
+        return 0
+
     # ------------------------------------------------------------ collecting
 
     def collect(self) -> bool:
@@ -362,7 +370,7 @@ cdef class Collector:
             except FastpoolError:
                 raise
             except Exception:  # of an object's own making, when `at` has moved on
-                continue
+                pass
             if view.kind == FP_KIND_BLOCK:
                 check(block_free(self.segment.at, decoder.block_at), f"a large block of worker {worker}")
         return 0
@@ -402,21 +410,31 @@ cdef class Collector:
         cdef uint64_t end = task + view.count
         cdef const unsigned char *here = at[0]
         cdef Decoder decoder = <Decoder>self.decoders[worker]
-        cdef object value
-        if view.kind == FP_KIND_INT64 or view.kind == FP_KIND_FLOAT64:  # whole items: fp_reader_look has checked
-            self.take_numbers(task, end, view.kind == FP_KIND_INT64, here)
-            here += 8 * <uint64_t>view.count
-        else:
+        cdef object value, failure
+        while task < end:
             try:
-                while task < end:
-                    value = decoder.item(view.kind, &here, view.end)
-                    Py_INCREF(value)
-                    self.place(task, <PyObject *>value)
-                    task += 1
+                try:
+                    if view.kind == FP_KIND_INT64 or view.kind == FP_KIND_FLOAT64:
+                        self.take_numbers(task, end, view.kind == FP_KIND_INT64, here)
+                        here += 8 * <uint64_t>view.count  # whole items: fp_reader_look has checked
+                        task = end
+                    while task < end:
+                        value = decoder.item(view.kind, &here, view.end)
+                        Py_INCREF(value)
+                        self.place(task, <PyObject *>value)
+                        task += 1
+                finally:
+                    if task < end:
+                        use_reserve()
             except FastpoolError:
                 raise
-            except Exception as error:
-                raise undecodable("result", task, worker, error) from error
+            except Exception as error:  # of an object's own making, when `here` has moved on
+                failure = self.undecodable("result", task, worker, error)
+                failure.__cause__ = error
+                if self.revive is None or isinstance(failure, MemoryError):
+                    raise failure
+                self.place_failure(task, failure)
+                task += 1
         at[0] = here
         return 0
 
@@ -441,7 +459,15 @@ cdef class Collector:
         cdef uint8_t phase = view.phase
         cdef int kind = view.kind
         cdef str what = "result" if phase == FP_PHASE_TASK else "exit result"
-        cdef object value = self.decode(decoder, worker, kind, at, view.end, what, view.first)
+        cdef object value
+        try:
+            value = self.decode(decoder, worker, kind, at, view.end, what, view.first)
+        except SerializationError as error:
+            if phase != FP_PHASE_TASK or self.revive is None:
+                raise
+            self.unwrap(decoder, worker, kind)
+            self.demand_places(view, 1)
+            return self.take_failure(view.first, error)
         if value is INCOMPLETE:
             return 0
         kind = self.unwrap(decoder, worker, kind)
@@ -472,11 +498,8 @@ cdef class Collector:
         return 0
 
     cdef int take_failure(self, uint64_t task, error) except -1:
-        cdef object sample = self.sample
         self.reach(task + 1)
-        Py_INCREF(error)
-        self.place(task, <PyObject *>error)
-        self.sample = sample  # it does not show what results are like
+        self.place_failure(task, error)
         self.collected += 1
         if self.feed is not None:
             self.feed.collected(task, 1)
@@ -497,7 +520,12 @@ cdef class Collector:
         except FastpoolError:
             raise
         except Exception as error:
-            raise undecodable(what, task if what == "result" else None, worker, error) from error
+            raise self.undecodable(what, task if what == "result" else None, worker, error) from error
+
+    cdef object undecodable(self, str what, task, uint32_t worker, error):
+        """The error that says so."""
+        detail = f"unpickling what worker {worker} sent failed with {type(error).__qualname__}: {error}"
+        return unsendable(error, what, task, None, detail)
 
     # ------------------------------------------------------------ lanes
 

@@ -5,7 +5,7 @@ so that another worker can run what a dead one left.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.object cimport PyObject
+from cpython.object cimport PyObject, PyTypeObject
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
@@ -20,6 +20,9 @@ from fastpool._native cimport (
     memory_is_forked, now_ns, poke, public_blocks, space_of, store, writer_open,
 )
 from fastpool._packed cimport dump_with_shared_arrays, is_private
+from fastpool._scalars cimport scalar_type
+import numpy
+
 from fastpool.errors import DamagedMemoryError, unsendable
 
 cdef extern from "stdlib.h":
@@ -27,6 +30,7 @@ cdef extern from "stdlib.h":
 
 cdef extern from "Python.h":
     PyObject *PyIter_Next(object iterator) except? NULL
+    PyTypeObject *Py_TYPE(PyObject *value)
     void Py_DECREF(PyObject *value)
     void Py_INCREF(PyObject *value)
     PyObject *PyList_GET_ITEM(object list, Py_ssize_t index)
@@ -36,6 +40,10 @@ cdef enum:
     BUFFER_BYTES = 1 << 18
     LARGE_BYTES = 1 << 16  # a quarter of the buffer always fits
     NUMBERS_AT_ONCE = 1 << 14  # of a list, before the size of the chunk is looked at
+    PLAIN_DEPTH = 4
+    PLAIN_SIZE = 1000
+
+cdef frozenset PLAIN = frozenset({int, float, bool, type(None), str, bytes, complex})
 
 cdef uint64_t NO_CHUNK = <uint64_t>-1
 
@@ -71,6 +79,20 @@ cdef int free_blocks(Segment segment, list blocks) except -1:
     for offset in blocks:
         check(block_free(segment.at, offset), "a block of the input")
     return 0
+
+
+cdef bint runs_code(object value, int depth) except -1:
+    """May pickling it run code of the user's? A pickled object's memory may then be what the next element's lies in."""
+    cdef object kind = type(value)
+    if kind is numpy.ndarray:
+        return value.dtype.hasobject
+    if kind is tuple or kind is list or kind is dict:
+        if depth == PLAIN_DEPTH or len(value) > PLAIN_SIZE:
+            return True
+        if kind is dict:
+            return any([runs_code(key, depth + 1) or runs_code(value[key], depth + 1) for key in value])
+        return any([runs_code(element, depth + 1) for element in value])
+    return kind not in PLAIN and scalar_type(Py_TYPE(<PyObject *>value)) < 0
 
 
 cdef class BufferEncoder(Encoder):
@@ -243,6 +265,14 @@ cdef class BufferEncoder(Encoder):
         self.kept.append(array)
         return True
 
+    cdef int put_pickled(self, object value) except -1:
+        cdef bint steady = self.steady
+        self.steady = steady and not runs_code(value, 0)
+        try:
+            return Encoder.put_pickled(self, value)
+        finally:
+            self.steady = steady
+
     cdef bytes dump(self, object value, list buffers):
         if not public_blocks():
             return Encoder.dump(self, value, buffers)
@@ -280,7 +310,8 @@ cdef class Feed:
     serializer : Serializer
         For elements that have no record of their own kind.
     steady : bool
-        No code of the user's runs between elements, so that large arrays are read where they are while the map runs.
+        No code of the user's runs between elements, so that large arrays are read where they are while the map runs
+        (in an element that is pickled by code of its own they are copied all the same).
     may_read : bool
         All workers can read this process's memory.
     may_inherit : bool

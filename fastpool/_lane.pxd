@@ -10,6 +10,7 @@ cdef class LaneEncoder(Encoder):
     """Encodes into the lane of a worker, in that worker."""
     cdef uint32_t worker
     cdef fp_line *line
+    cdef object dump_exception
     cdef bint of_map         # tasks are a map's, else applies
     cdef uint64_t rung_for   # the last wake_at the parent was rung for
     cdef uint64_t waited_ns  # for room, since the loop last set it to 0

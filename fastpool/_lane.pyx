@@ -39,6 +39,12 @@ cdef class LaneEncoder(Encoder):
         writer_attach(&self.writer, segment.at, worker)
         self.large = min(LARGE_BYTES, writer_largest(&self.writer))
 
+    cdef bytes dump(self, object value, list buffers):
+        """A returned exception travels as a raised one does."""
+        if isinstance(value, BaseException):
+            return self.dump_exception(value)
+        return Encoder.dump(self, value, buffers)
+
     # ------------------------------------------------------------ arrays
 
     cdef int expect(self, uint64_t task) except -1:

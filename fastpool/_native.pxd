@@ -406,7 +406,7 @@ cdef class Arena:
 
     cdef bint has_room_beside_reserve(self, uint64_t nbytes) except -1
     cdef SharedBlock hold(self, uint64_t offset, uint64_t bytes)
-    cdef void drop(self, uint64_t offset) noexcept
+    cdef void drop(self, uint64_t offset, uint64_t nbytes) noexcept
     cdef uint64_t *held_offsets(self) except NULL
     cdef int map_from(self, tuple place, int fd) except -1
     cdef void unmap(self) noexcept

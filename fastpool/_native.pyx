@@ -302,6 +302,10 @@ cdef const Space *demand_space(uint64_t ident) except NULL:
 Place = tuple[int, int, int, int, bool]  # see Arena.place
 
 
+cdef enum:
+    TRIM_BYTES = 1 << 20  # of a public array, when it goes
+
+
 cdef class Arena:
     """Shared memory with heaps of blocks. It stays mapped as long as this object, or a block of it, is in use.
 
@@ -393,7 +397,7 @@ cdef class Arena:
         n_public += self.public
         return block
 
-    cdef void drop(self, uint64_t offset) noexcept:
+    cdef void drop(self, uint64_t offset, uint64_t nbytes) noexcept:
         """Nobody holds this block any more. A fork of the owner frees nothing."""
         global n_public
         cdef int owner
@@ -402,6 +406,8 @@ cdef class Arena:
             return
         self.held.discard(offset)
         fp_block_free(self.at, offset)
+        if self.public and nbytes >= TRIM_BYTES:
+            fp_heap_trim(self.at, self.lanes, FP_WARM_BYTES)
         if not self.retired:
             return
         if not self.held:
@@ -458,7 +464,7 @@ cdef class SharedBlock:
 
     def __dealloc__(self):
         if self.arena is not None:
-            self.arena.drop(self.offset)
+            self.arena.drop(self.offset, self.nbytes)
 
 
 # ---------------------------------------------------------------- the segment

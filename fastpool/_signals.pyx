@@ -8,6 +8,8 @@ be dropped, or leave behind what it interrupts, handlers have to wait: :func:`un
 
 from posix.unistd cimport close as close_fd, read as read_fd, write as write_fd
 
+from fastpool._reserve cimport use_reserve
+
 import functools
 import os
 import threading
@@ -225,8 +227,15 @@ def completed(function):
     """
     @functools.wraps(function)
     def call(*args):
+        cdef bint failed = True
         try:
-            return function(*args)
+            try:
+                result = function(*args)
+                failed = False
+                return result
+            finally:
+                if failed:
+                    use_reserve()
         except BaseException:
             due = hold_signals()
             try:

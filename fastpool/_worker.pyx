@@ -45,6 +45,7 @@ cdef extern from "Python.h":
     object PyFloat_FromDouble(double value)
     ctypedef struct PyThreadState
     PyThreadState *PyThreadState_Get()
+    unsigned long PyThread_get_thread_ident()
 
 cdef extern from *:
     """
@@ -64,9 +65,41 @@ cdef extern from *:
     }
 
     static int fastpool_is_interrupted(void) { return PyThreadState_Get()->async_exc != NULL; }
+
+    static void fastpool_take_back(void) { Py_CLEAR(PyThreadState_Get()->async_exc); }
     """
     void interrupt "fastpool_interrupt"(PyThreadState *thread, PyObject *error)
     bint is_interrupted "fastpool_is_interrupted"()
+    void take_back "fastpool_take_back"()  # the interrupt of this thread, which has not met it
+
+cdef dict threads = {}  # of each worker that is a thread, by the thread's identifier: its loop
+
+
+def begin_fork() -> None:
+    """A hook, before a fork: see :meth:`Loop.hold_interruption`."""
+    loop = threads.get(PyThread_get_thread_ident())
+    if loop is not None:
+        (<Loop>loop).hold_interruption()
+
+
+def end_fork() -> None:
+    """A hook, in the parent of a fork."""
+    loop = threads.get(PyThread_get_thread_ident())
+    if loop is not None:
+        (<Loop>loop).release_interruption()
+
+
+def thread_loops() -> list:
+    """Those of all workers of this process that are threads, and live."""
+    return list(threads.values())
+
+
+def disown_forks() -> None:
+    """A hook, in a fork that a task has made, or any other thread: it is nobody's worker."""
+    for loop in thread_loops():
+        loop.disown()
+    threads.clear()
+
 
 cdef object run_python = eval("lambda: [None for _ in range(2)]")  # in which exceptions of other threads are met
 
@@ -296,6 +329,8 @@ cdef class Loop:
     cdef bint inside          # it runs code of the user's, in which it touches nothing of the segment's
     cdef bint dismissed       # nobody wants anything of it any more
     cdef bint interrupted     # an Interruption has been sent to it
+    cdef bint forking         # hooks of a fork run
+    cdef bint withheld        # it is sent when they have run
 
     def __cinit__(self, Segment segment, uint32_t worker, host):
         self.segment = segment
@@ -307,6 +342,7 @@ cdef class Loop:
         self.out = LaneEncoder(segment, worker) if self.exchange is None else ReferenceEncoder(segment, worker)
         self.shapes = dict(common_shapes)
         self.out.dumps = host.dumps
+        self.out.dump_exception = host.dump_exception
         self.decoder = Decoder(segment, segment.lanes, True)
         self.decoder.loads = host.loads
         self.leading = ()
@@ -345,6 +381,8 @@ cdef class Loop:
     def run(self) -> None:
         """The worker's life. An exception that comes outside of the user's functions ends it, and is reported."""
         self.thread = PyThreadState_Get()
+        if self.exchange is not None:
+            threads[PyThread_get_thread_ident()] = self
         try:
             self.live()
         except BaseException as error:  # of a signal handler that ran between tasks, or of our own
@@ -363,6 +401,7 @@ cdef class Loop:
                 self.ran = False
             self.leave()
         finally:
+            threads.pop(PyThread_get_thread_ident(), None)
             self.thread = NULL
 
     cdef int live(self) except -1:
@@ -445,7 +484,25 @@ cdef class Loop:
         self.dismissed = True
         if self.inside and not self.interrupted and self.thread is not NULL and self.thread != PyThreadState_Get():
             self.interrupted = True
+            self.withheld = self.forking
+            if not self.forking:
+                interrupt(self.thread, <PyObject *>Interruption)
+
+    cdef int hold_interruption(self) except -1:
+        """This thread is about to fork. In hooks of that an exception is printed and swallowed: it would be lost, and a
+        lock that a hook was to let go of (logging has such) would stay locked, until the next fork waits for it."""
+        self.forking = True
+        if self.interrupted and is_interrupted():
+            take_back()
+            self.withheld = True
+        return 0
+
+    cdef int release_interruption(self) except -1:
+        self.forking = False
+        if self.withheld:
+            self.withheld = False
             interrupt(self.thread, <PyObject *>Interruption)
+        return 0
 
     def sever(self) -> bool:
         """From any thread: after :meth:`dismiss`, is nothing of the segment's touched any more?

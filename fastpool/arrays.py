@@ -229,10 +229,11 @@ class Joiner:
             self._plan_for(expected)
 
     def _takes_results(self, out: Array) -> bool:
-        """Can workers write into this array, task by task? Not over another task's input."""
+        """Can workers write into this array while the map runs? Not over its input: what a task computes on the way to
+        its result may lie there, and a task may be run again."""
         if type(out) is not numpy.ndarray or not self._reaches(out) or not out.flags.c_contiguous or not out.ndim:
             return False
-        return len(out) == self.rows and (same_place(out, self.slices.array) or not overlap(out, self.slices.array))
+        return len(out) == self.rows and not overlap(out, self.slices.array)
 
     def _reaches(self, out: Array) -> bool:
         return is_public(out)
@@ -365,24 +366,15 @@ def overlap(a: Array, b: Array) -> bool:
     return numpy.may_share_memory(a, b)
 
 
-def same_place(a: Array, b: Array) -> bool:
-    """Does each row of one lie where that of the other does?"""
-    return (
-        a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
-        and a.strides[:1] == b.strides[:1]
-        and a.nbytes == b.nbytes
-        and b.flags.c_contiguous
-    )
-
-
 def concatenate(arrays: list[Array]) -> Array:
-    """Join arrays along axis 0."""
+    """Join arrays along axis 0. If they are of one type, it is that of the whole, also in its order of bytes."""
     try:
         if any(type(array) is not numpy.ndarray and isinstance(array, numpy.ma.MaskedArray) for array in arrays):
             masked: Any = numpy.ma  # without types in some versions of numpy
             joined: Array = masked.concatenate(arrays)
         else:
-            joined = numpy.concatenate(arrays)
+            kind = arrays[0].dtype if all(array.dtype == arrays[0].dtype for array in arrays) else None
+            joined = numpy.concatenate(arrays, dtype=kind)
     except ValueError as error:
         raise ValueError(
             f"the results cannot be joined along axis 0 ({error}); concatenate_numpy_output=False returns the list"

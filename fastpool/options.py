@@ -122,6 +122,12 @@ def make_options(
     )
 
 
+def type_name(value: Any) -> str:
+    """With its module, where that is not Python's: numpy has a bool, too."""
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
 def check_flag(name: str, value: Any) -> bool:
     """True or False, nothing that is only like it.
 
@@ -130,7 +136,7 @@ def check_flag(name: str, value: Any) -> bool:
     TypeError
     """
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be a bool, not {type(value).__name__}")
+        raise TypeError(f"{name} must be a bool, not {type_name(value)}")
     return value
 
 
@@ -156,7 +162,7 @@ def check_int(name: str, value: Any, least: int, optional: bool = True) -> int |
         return None
     number = as_index(value)
     if number is None:
-        raise TypeError(f"{name} must be an int{' or None' if optional else ''}, not {type(value).__name__}")
+        raise TypeError(f"{name} must be an int{' or None' if optional else ''}, not {type_name(value)}")
     if number < least:
         raise ValueError(f"{name} must be at least {least}, not {shorten(number)}")
     return number

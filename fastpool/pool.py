@@ -687,8 +687,14 @@ class WorkerPool:
         used again.
 
         May be called while another thread is in :meth:`map` or :meth:`stop_and_join`, which raises a RuntimeError then;
-        this returns when it has: as soon as the input, if that keeps it waiting, gives its next element.
+        this returns when it has: as soon as the input, if that keeps it waiting, gives its next element. Called by a
+        signal's handler, or by the input, in the middle of this thread's own call, it returns at once, and that call
+        raises the RuntimeError.
         """
+        supervisor = self._supervisor
+        if supervisor.running and self._engine.is_mine and os.getpid() == supervisor.owner_pid:
+            supervisor.end_within()
+            return
         with Hold(self._use, self._take_from_another_thread):
             self._terminate()
 

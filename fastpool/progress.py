@@ -7,6 +7,7 @@ import functools
 import io
 import logging
 import os
+import reprlib
 import sys
 import time
 import warnings
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
+
+from fastpool.options import check_flag
 
 logger = logging.getLogger("fastpool")
 
@@ -51,8 +54,7 @@ def make_bar_options(shown: Any, options: Any, style: Any, stacklevel: int) -> B
     ImportError
         What draws a bar of this style is not installed.
     """
-    if not isinstance(shown, bool):
-        raise TypeError(f"progress_bar must be a bool, not {type(shown).__name__}")
+    check_flag("progress_bar", shown)
     if options is not None and not isinstance(options, dict):
         raise TypeError(f"progress_bar_options must be a dict or None, not {type(options).__name__}")
     style = _check_style(style)
@@ -86,25 +88,40 @@ def _check_options(style: str, given: dict[str, Any]) -> None:
     bar_class(style)
     if style == "rich" and "position" in given:
         raise ValueError("progress_bar_options: 'position' is not for progress_bar_style 'rich'")
-    from tqdm import TqdmKeyError, TqdmWarning
+    from tqdm import TqdmKeyError
 
     stream = given.get("file")
     if stream is not None and not callable(getattr(stream, "write", None)):
         raise TypeError(f"progress_bar_options: 'file' must be a stream to write to, not {type(stream).__name__}")
     tried = {name: value for name, value in given.items() if name not in OWN[style]}
+    if "iterable" in tried:
+        raise TypeError("progress_bar_options: tqdm's 'iterable' is the input of the map")
+    if (error := _refused(tried)) is None:
+        return
+    kind = TypeError if isinstance(error, (TqdmKeyError, TypeError)) else ValueError
+    alone = next((name for name in tried if _refused({name: tried[name]}) is not None), None)
+    which = "" if alone is None else f"tqdm does not take {alone!r} as {reprlib.repr(tried[alone])}: "
+    reason = error.args[0] if len(error.args) == 1 else error  # a KeyError's text is quoted
+    raise kind(f"progress_bar_options: {which}{reason}") from error
+
+
+def _refused(options: dict[str, Any]) -> Exception | None:
+    """What tqdm says to these."""
+    from tqdm import TqdmWarning
+
+    bar = None
     try:
-        if "iterable" in tried:
-            raise TypeError("tqdm's 'iterable' is the input of the map")
         with warnings.catch_warnings():
             warnings.simplefilter("error", TqdmWarning)
-            bar = bar_class("std").shown({**tried, "file": Nowhere(), "disable": False}, 1)
+            bar = bar_class("std").shown({**options, "file": Nowhere(), "disable": False}, 1)
             bar.refresh()
             bar.update(1)
             bar.close()
-    except (TqdmKeyError, TypeError) as error:
-        raise TypeError(f"progress_bar_options: {error.args[0]}") from error
     except Exception as error:
-        raise ValueError(f"progress_bar_options: {error}") from error
+        if bar is not None:
+            bar.disable = True  # or it is closed when it is collected
+        return error
+    return None
 
 
 class Nowhere(io.TextIOBase):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Protocol
 
-from fastpool import functions, remote, spawning, worker
+from fastpool import _reserve, functions, remote, spawning, worker
 from fastpool._applies import Applies
 from fastpool._collect import Collector
 from fastpool._feed import Feed
@@ -103,6 +103,7 @@ class Supervisor:
         self.exit_results: list[Any] = []
         self.insights = Insights(options.n_jobs) if options.enable_insights else None
         self._is_ending = False  # :meth:`terminate` has begun and not come to its end
+        self._must_end = False  # something failed, and workers may not have been stopped: that may have failed, too
         self._starts_afresh = True  # the next worker to be started is the first
         self._given: dict[str, Any] = {}  # to the workers, when the first of them was started
         self.running = False  # this process's own part of a map, or of collecting applies, is
@@ -116,6 +117,7 @@ class Supervisor:
         self._was_left = False  # one was, and workers may still hold something of it
         self._left_feed: Feed | None = None  # of that map
         self._enders: set[object] = set()  # see :meth:`ended_by_another_thread`
+        self._is_ended_within = False  # see :meth:`end_within`
         self._segment: Segment | None = None
         self._collector: Collector | None = None
         self._workers: dict[int, Worker] = {}
@@ -146,8 +148,13 @@ class Supervisor:
         self.check_owner()
         try:
             self.running = True
-            return part()
+            result = part()
+            if self._is_ended_within:  # it was done all the same
+                self.end()
+            return result
         except BaseException as error:
+            self._must_end = True  # before anything that takes memory
+            _reserve.let_go()
             self.end(error)
             self.tell_of_dill(error)
             raise
@@ -285,7 +292,7 @@ class Supervisor:
             error.use_dill = self.options.use_dill
 
     def _prepare(self, new: Functions) -> None:
-        if self._is_ending:
+        if self._must_end:
             self.terminate()
         restarts = bool(self._outdated)
         if restarts:
@@ -692,7 +699,7 @@ class Supervisor:
 
     def stop(self) -> None:
         """Let idle workers run their exit functions and end, and give shared memory back."""
-        if self._is_ending:
+        if self._must_end:
             self.terminate()
         if self._segment is None or os.getpid() != self.owner_pid:
             return
@@ -704,6 +711,7 @@ class Supervisor:
             self._command_stop()
             self._see_out()
         except BaseException as error:
+            self._must_end = True
             self.end(error)
             raise
         self.terminate()
@@ -801,7 +809,17 @@ class Supervisor:
         segment.give_up()
         return patience
 
+    def end_within(self) -> None:
+        """The same from what this thread's call runs, a signal's handler or the input: that call raises, and cleans up,
+        when it goes on."""
+        self._is_ended_within = True
+        self._ask_to_end()
+
     def _check_ended(self) -> None:
+        if self._is_ended_within:
+            raise RuntimeError(
+                "the pool was terminated in the middle of this call, by a signal's handler or by the input"
+            )
         if self._enders:
             raise RuntimeError("the pool was terminated by another thread")
 
@@ -840,8 +858,10 @@ class Supervisor:
         if os.getpid() != self.owner_pid:
             self._segment = None
         if self._segment is None:
+            self._must_end = False
             return
-        self._is_ending = True
+        self._is_ending = self._must_end = True
+        self._is_ended_within = False
         self.kill()
         if self._collector is not None:
             self._take_exit_results()
@@ -859,7 +879,7 @@ class Supervisor:
         self._in_use_by_workers.clear()
         self._segment.close()
         self._segment = None
-        self._is_ending = False
+        self._is_ending = self._must_end = False
         for thread in abandoned:
             assert isinstance(thread, WorkerThread)
             thread.warn()

@@ -18,22 +18,14 @@ from collections.abc import Callable, Sequence
 
 from fastpool._native import Event, Segment
 from fastpool._signals import uninterrupted
-from fastpool._worker import Loop
+from fastpool._worker import Loop, begin_fork, disown_forks, end_fork
 from fastpool.timeouts import Late
 
 GRACE_SECONDS = 1.0  # for what a thread is at when it is told to end
 LATE_GRACE_SECONDS = 0.02  # where that, or another's, has taken too long already
 
-_living: set[Loop] = set()
-
-
-def _disown() -> None:
-    """In a fork that a task has made, or any other thread: it is nobody's worker."""
-    for loop in _living:
-        loop.disown()
-
-
-os.register_at_fork(after_in_child=_disown)
+# Before other modules' hooks that were there before, and after them: those of this thread's forks are not interrupted.
+os.register_at_fork(before=begin_fork, after_in_parent=end_fork, after_in_child=disown_forks)
 
 
 class WorkerThread:
@@ -94,7 +86,6 @@ class WorkerThread:
             raise
 
     def _live(self) -> None:
-        _living.add(self._loop)
         try:
             if self._cores is not None:
                 os.sched_setaffinity(0, self._cores)  # this thread's own
@@ -102,7 +93,6 @@ class WorkerThread:
         except BaseException:
             traceback.print_exc()
         finally:
-            _living.discard(self._loop)
             self._end.ring()
 
     def kill(self) -> None:

@@ -68,6 +68,9 @@ class Host:
     def loads(self) -> Any:
         return self.serializer.loads
 
+    def dump_exception(self, error: BaseException) -> bytes:
+        return raised.dumps(error, self.serializer)
+
     def adopt(self, version: int, blob: bytes | None) -> tuple[Function, tuple[Any, ...]] | None:
         """The task function of a job and its leading arguments; None if this worker cannot have it."""
         if version != self.version:
@@ -157,7 +160,7 @@ class Host:
         blob: bytes | None = None
         reason = ""
         try:
-            blob = raised.dumps(error, self.serializer)
+            blob = self.dump_exception(error)
         except BaseException as broken:
             reason = f"{type(broken).__qualname__}: {shorten_str(broken)}"
         return pickle.dumps((blob, reason, summary, phase, arguments, text), 5)

@@ -104,6 +104,7 @@ STEPS: dict[str, tuple[Callable[..., Any], Any, dict[str, Any], Any]] = {
     "generator": (double, [1.5, "x", 7] * 30, {}, [double(x) for x in [1.5, "x", 7] * 30]),
     "texts": (weigh, TEXTS, {}, [weigh(*texts) for texts in TEXTS]),
     "many": (twice, [(value,) for value in MANY], {"chunk_size": 1}, [[value, value] for value in MANY]),
+    "numbers": (double, range(600_000), {}, [double(x) for x in range(600_000)]),
     "large": (repeat, SIZES, {}, [repeat(n) for n in SIZES]),
     "array": (double, NUMBERS, {}, double(NUMBERS)),
     "array again": (numpy.sqrt, NUMBERS, {}, numpy.sqrt(NUMBERS)),
@@ -286,6 +287,7 @@ class Trial:
         self.errors: list[tuple[str, str, str]] = []  # the step, the error's type, its text
         self.problems: list[str] = []
         self.kept: list[tuple[str, Any]] = []  # results that are looked at when the pool is gone
+        self.reserve = bytes(1 << 18)  # to look at an error in, where results have taken all other memory
 
     def run(self) -> None:
         options = {"n_jobs": 2, **self.plan["options"]}
@@ -320,6 +322,7 @@ class Trial:
         try:
             action()
         except (MemoryError, OSError, FastpoolError) as error:
+            self.reserve = b""
             self.errors.append((step, type(error).__qualname__, str(error)))
             ours = "call" in self.plan or not isinstance(error, MemoryError)  # else it may be Python's own
             if ours and not names_what(error):
@@ -355,6 +358,8 @@ def trial(plan: Refusal) -> Outcome:
     try:
         attempt.run()
     except BaseException:
+        attempt.reserve = b""
+        attempt.refuser.disarm()
         attempt.problems.append(f"an error that must not be\n{traceback.format_exc()}")
     attempt.refuser.disarm()
     if not attempt.problems:  # else a traceback keeps alive what it used

@@ -498,3 +498,60 @@ def test_shared_arrays_inside_functions_are_shared(start_method: str, use_dill: 
             pool.map(functools.partial(add_one_at, shared), range(3))
             pool.map(Adder(shared), range(3))
             assert shared.tolist() == [2 * k] * 3
+
+
+# ---------------------------------------------------------------- elements that are pickled by code of their own
+
+SCRATCH = np.empty(200_000)
+
+
+def restored(values: Any) -> Scratched:
+    made = Scratched(0)
+    made.values = values
+    return made
+
+
+class Scratched:
+    """Each puts its values into the same array to be pickled."""
+
+    values: Any
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __reduce__(self) -> Any:
+        SCRATCH[:] = self.value
+        return restored, (SCRATCH,)
+
+
+def first_value(thing: Any, *_: Any) -> float:
+    return float((thing.values if isinstance(thing, Scratched) else thing)[0])
+
+
+@pytest.mark.parametrize("container", [list, tuple])
+def test_a_reducer_may_use_its_buffer_again(container: Any, reading: str) -> None:
+    with WorkerPool(n_jobs=2, keep_alive=True) as pool:
+        for _ in range(3):
+            things = container(Scratched(k) for k in range(8))
+            assert pool.map(first_value, things, chunk_size=1) == [float(k) for k in range(8)]
+            pairs = container((Scratched(k), {"k": k}) for k in range(8))
+            assert pool.map(first_value, pairs, chunk_size=1) == [float(k) for k in range(8)]
+
+
+def test_memory_of_shared_arrays_goes_back_to_the_system() -> None:
+    def resident() -> int:
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) >> 10 for line in status if line.startswith("RssShmem"))
+
+    gc.collect()
+    before = resident()
+    arrays = [fastpool.empty(8 * MEGABYTE) for _ in range(8)]
+    for array in arrays:
+        array[:] = 1
+    assert resident() >= before + 400  # some had been kept
+    kept = arrays[1][:5]
+    del array
+    arrays.clear()
+    gc.collect()
+    assert resident() <= before + 64 + 64 + 2  # what is kept for the next ones, and what is in use
+    assert kept.tolist() == [1.0] * 5

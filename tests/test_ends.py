@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -234,12 +235,76 @@ def test_terminate_at_any_moment_of_maps_in_another_thread() -> None:
     assert errors <= {"the pool was terminated by another thread", busy}
 
 
-def test_a_map_cannot_terminate_its_own_pool() -> None:
+WITHIN = "the pool was terminated in the middle of this call, by a signal's handler or by the input"
+
+
+@pytest.mark.parametrize("keep_alive", [False, True])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_the_input_terminates_the_pool(lazy: bool, keep_alive: bool, start_method: str) -> None:
     def source() -> Iterator[int]:
         yield 1
         pool.terminate()
+        yield from range(1_000_000_000)
 
-    with WorkerPool(n_jobs=1) as pool:
-        with pytest.raises(RuntimeError, match="another map of it is running"):
-            pool.map(abs, source())
-        assert pool.map(abs, [-1]) == [1]
+    with WorkerPool(n_jobs=1, keep_alive=keep_alive, start_method=start_method) as pool:
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=WITHIN):
+                list(pool.imap(abs, source())) if lazy else pool.map(abs, source())
+            assert pool.map(abs, [-1]) == [1]
+
+
+def note_and_sleep(path: Path, x: int) -> int:
+    note(str(path))
+    time.sleep(0.5)
+    return x
+
+
+def one(_: Path) -> int:
+    return 1
+
+
+@pytest.mark.parametrize("always_exit", [False, True])
+def test_a_handler_terminates_the_pool(always_exit: bool, start_method: str, tmp_path: Path) -> None:
+    """Though nothing but a task that lasts is awaited; the tasks' results that were there are lost, the pool is not."""
+    path = tmp_path / "begun"
+    os.mkfifo(path)
+
+    def knock() -> None:
+        with open(path) as reader:
+            reader.read(1)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    pool = WorkerPool(n_jobs=2, shared_objects=path, keep_alive=True, start_method=start_method)
+    before = signal.signal(signal.SIGUSR1, lambda *_: pool.terminate())
+    thread = threading.Thread(target=knock)
+    thread.start()
+    try:
+        with pytest.raises(RuntimeError, match=WITHIN):
+            pool.map(note_and_sleep, [0], worker_exit=one, always_exit=always_exit)
+        assert pool.get_exit_results() == ([1] if always_exit else [])
+    finally:
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
+    path.unlink()
+    assert pool.map(note_and_return, [3, 4]) == [3, 4]
+    pool.terminate()
+
+
+def test_a_handler_terminates_the_pool_at_any_moment() -> None:
+    pool = WorkerPool(n_jobs=2)
+    errors: set[str] = set()
+    before = signal.signal(signal.SIGALRM, lambda *_: pool.terminate())
+    try:
+        for k in range(300):
+            signal.setitimer(signal.ITIMER_REAL, 0.0001 + k * 0.00005)
+            try:
+                while signal.getitimer(signal.ITIMER_REAL)[0]:
+                    assert pool.map(abs, range(-20, 0), worker_lifespan=7) == list(range(20, 0, -1))
+            except RuntimeError as error:
+                errors.add(str(error))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert errors == {WITHIN}
+    assert pool.map(abs, [-1]) == [1]
+    pool.terminate()

@@ -308,6 +308,22 @@ def test_exceptions_that_are_returned_are_results() -> None:
     assert [(type(e), e.args) for e in results] == [(ValueError, (i,)) for i in range(5)]
 
 
+def particular_exceptions_returned(x: int) -> Exception:
+    return WithState(x, detail="of a constructor with other arguments than args")
+
+
+def test_an_exception_that_is_returned_comes_back_as_it_was(start_method: str) -> None:
+    with WorkerPool(n_jobs=2, start_method=start_method) as pool:
+        results = [
+            *pool.map(particular_exceptions_returned, range(3)),
+            pool.apply(particular_exceptions_returned, (3,)),
+        ]
+    assert [(type(error), str(error), error.code) for error in results] == [
+        (WithState, f"code {x}", x) for x in range(4)
+    ]
+    assert {error.detail for error in results} == {"of a constructor with other arguments than args"}
+
+
 def fail_now(*_: Any) -> None:
     raise Plain("now")
 

@@ -225,6 +225,16 @@ def test_address_space_runs_out_at_every_megabyte(server: Server) -> None:
         try_limit(server, limit="RLIMIT_AS", above=megabytes << 20)
 
 
+@pytest.mark.parametrize("results", ["many", "numbers"])
+def test_small_results_take_the_last_byte(server: Server, results: str) -> None:
+    """Memory ends in the midst of one: nothing is left to raise an exception in, unless it is kept."""
+    errors = set()
+    for kilobytes in range(11_000, 17_000, 421):
+        outcome = try_limit(server, limit="RLIMIT_AS", above=kilobytes << 10, steps=[results] * 3)
+        errors |= {error[2] for error in outcome["errors"]}
+    assert any("no memory to send the result of task" in error for error in errors), errors
+
+
 def test_files_may_not_be_large(server: Server) -> None:
     for megabytes in (0, 1, 5):
         error = try_limit(server, limit="RLIMIT_FSIZE", value=megabytes << 20)["errors"][0]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -329,6 +331,53 @@ def test_input_and_out_may_be_the_same_shared_array() -> None:
     with WorkerPool(n_jobs=2) as pool:
         assert pool.map(np.sqrt, array, out=array) is array
     assert (array == np.sqrt(np.arange(float(LARGE)))).all()
+
+
+def five_times(chunk: Any) -> Any:
+    return chunk * 2 + chunk * 3
+
+
+def twice_in_place(chunk: Any) -> Any:
+    chunk *= 2
+    return chunk
+
+
+def five_times_at_the_second_try(counter: Any, chunk: Any) -> Any:
+    result = chunk * 2
+    if counter[0] == 0:
+        counter[0] = 1
+        os.kill(os.getpid(), signal.SIGKILL)
+    result += chunk * 3
+    return result
+
+
+@by_default
+@pytest.mark.parametrize("rows", [8, 300_000, LARGE])
+@pytest.mark.parametrize(("task", "factor"), [(five_times, 5), (twice_in_place, 2)])
+def test_what_a_task_computes_on_its_way_does_not_lie_in_its_input(task: Any, factor: int, rows: int) -> None:
+    numbers = np.arange(float(rows))
+    with WorkerPool(n_jobs=2, keep_alive=True) as pool:
+        for _ in range(3):
+            array = fastpool.asshared(numbers)
+            assert pool.map(task, array, out=array) is array
+            assert (array == factor * numbers).all()
+
+
+def test_a_task_that_is_tried_again_finds_its_input_as_it_was() -> None:
+    numbers = np.arange(float(LARGE))
+    array, counter = fastpool.asshared(numbers), fastpool.asshared(np.zeros(1))
+    with WorkerPool(n_jobs=2, shared_objects=counter) as pool:
+        pool.map(five_times_at_the_second_try, array, out=array, retries=1)
+    assert counter[0] == 1
+    assert (array == 5 * numbers).all()
+
+
+@by_default
+@pytest.mark.parametrize("rows", [10, LARGE])
+def test_the_whole_has_the_type_of_its_parts(rows: int) -> None:
+    with WorkerPool(n_jobs=2) as pool:
+        assert pool.map(same, np.arange(rows).astype(">i4")).dtype.byteorder == ">"
+        assert pool.map(by_size, np.arange(float(LARGE))).dtype == np.float64
 
 
 @pytest.mark.parametrize(

@@ -432,6 +432,7 @@ def refused(kind: type[Exception], match: str, **given: Any) -> None:
     [
         (TypeError, "progress_bar must be a bool, not int", {"progress_bar": 1}),
         (TypeError, "progress_bar must be a bool, not NoneType", {"progress_bar": None}),
+        (TypeError, "progress_bar must be a bool, not numpy.bool", {"progress_bar": numpy.bool_(True)}),
         (TypeError, "progress_bar_options must be a dict or None, not list", {"progress_bar_options": []}),
         (TypeError, "progress_bar_style must be a str or None, not int", {"progress_bar_style": 3}),
         (ValueError, "'std', 'rich', 'notebook' or None, not 'x'", {"progress_bar_style": "x"}),
@@ -446,8 +447,12 @@ def refused(kind: type[Exception], match: str, **given: Any) -> None:
             r"progress_bar_options: .*iterable",
             {"progress_bar": True, "progress_bar_options": {"iterable": []}},
         ),
-        (TypeError, "progress_bar_options", {"progress_bar": True, "progress_bar_options": {"mininterval": "soon"}}),
-        (TypeError, "progress_bar_options", {"progress_bar": True, "progress_bar_options": {"position": "top"}}),
+        (TypeError, "'mininterval' as 'soon'", {"progress_bar": True, "progress_bar_options": {"mininterval": "soon"}}),
+        (
+            TypeError,
+            "progress_bar_options: tqdm does not take 'position' as 'top': ",
+            {"progress_bar": True, "progress_bar_options": {"desc": "x", "position": "top"}},
+        ),
         (TypeError, "progress_bar_options", {"progress_bar": True, "progress_bar_options": {"initial": "x"}}),
         (
             TypeError,

@@ -100,16 +100,38 @@ def test_values_that_cannot_travel_fail_alone() -> None:
 
     given: list[Any] = [0, "a", 2, (3,), 4, 5, OnlyInto(), 7, 1.5, OnlyInto(), "end"]
     with WorkerPool(n_jobs=1) as pool:
-        with pytest.raises(SerializationError, match="result of task 5"):
-            pool.map(result_of, given, return_exceptions=True, chunk_size=len(given))
-        given[5] = 55
         results = pool.map(result_of, given, return_exceptions=True, chunk_size=len(given))
-    errors = {2: "result", 6: "argument", 9: "argument"}
-    for k, what in errors.items():
+        with pytest.raises(SerializationError, match="result of task 5") as raised:
+            pool.map(result_of, [0, 1, 3, 4, 6, 5], chunk_size=6)
+    errors = {2: ("result", 0), 5: ("result", None), 6: ("argument", 0), 9: ("argument", 0)}
+    for k, place in errors.items():
         assert isinstance(results[k], SerializationError)
-        assert results[k].what == what
-    expected = ["0", "a", None, "3", "4", "55", None, "7", 1.5, None, "end"]
+        assert (results[k].what, results[k].worker_id) == place
+    expected = ["0", "a", None, "3", "4", None, None, "7", 1.5, None, "end"]
     assert [None if k in errors else result for k, result in enumerate(results)] == expected
+    assert isinstance(raised.value.__cause__, ValueError)
+
+
+class LargeOnlyInto:
+    """The same, in a block of its own, or in pieces."""
+
+    def __reduce__(self) -> Any:
+        return int, ("no number" * 100_000,)
+
+
+@pytest.mark.parametrize("memory_limit", [None, 300_000])
+@pytest.mark.parametrize("method", ["map", "map_unordered", "imap", "imap_unordered"])
+def test_results_that_cannot_be_unpickled_fail_alone(method: str, memory_limit: int | None) -> None:
+    def result_of(x: int) -> Any:
+        return LargeOnlyInto() if x % 3 == 1 else OnlyInto() if x % 3 == 2 else x
+
+    with WorkerPool(n_jobs=2, memory_limit=memory_limit) as pool:
+        results = list(getattr(pool, method)(result_of, range(60), return_exceptions=True, chunk_size=5))
+    failed = [result for result in results if isinstance(result, SerializationError)]
+    assert sorted(error.task for error in failed) == [x for x in range(60) if x % 3]
+    assert sorted(result for result in results if isinstance(result, int)) == list(range(0, 60, 3))
+    if method in ("map", "imap"):
+        assert results[::3] == list(range(0, 60, 3))
 
 
 def test_a_failed_init_ends_the_map() -> None:

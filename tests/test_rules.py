@@ -26,7 +26,7 @@ LAYERS = [
     {"results", "schedule", "process", "worker", "remote", "recovery", "insights"},
     {"job", "threads"},
     {"timeouts"},
-    {"arrays"},
+    {"arrays", "progress"},
     {"options"},
     {"functions", "spawning", "raised", "engine"},
     {"_worker", "_collect"},
@@ -38,7 +38,7 @@ LAYERS = [
     {"_scalars", "_signals", "_references"},
     {"serializer"},
     {"dilled"},
-    {"definition", "errors", "machine", "progress"},
+    {"definition", "errors", "machine", "_reserve"},
 ]
 
 
@@ -109,7 +109,18 @@ def stub_names(path: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     "name",
-    ["_native", "_signals", "_references", "_tagwriter", "_tagreader", "_feed", "_timing", "_worker", "_collect"],
+    [
+        "_native",
+        "_signals",
+        "_references",
+        "_tagwriter",
+        "_tagreader",
+        "_feed",
+        "_timing",
+        "_worker",
+        "_collect",
+        "_reserve",
+    ],
 )
 def test_stubs_match_the_extensions(name: str) -> None:
     module = __import__(f"fastpool.{name}", fromlist=[name])

@@ -29,6 +29,7 @@ from fastpool import DamagedMemoryError, RemoteError, WorkerPool, WorkerTimeoutE
 from fastpool._collect import Collector
 from fastpool._native import Segment
 from fastpool._references import Exchange
+from fastpool._worker import thread_loops
 from fastpool.errors import Interruption
 from fastpool.functions import Functions
 from fastpool.mapping import JOB_KEEP_GOING, JOB_LAST
@@ -266,14 +267,63 @@ def test_functions_are_not_kept() -> None:
     del task, things, pool
     gc.collect()
     assert known() is None
-    assert not threads._living
+    assert not thread_loops()
 
 
 def test_no_hook_and_no_lock_piles_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "register_at_fork", pytest.fail)
     with pool_of() as pool:
         pool.map(same, range(100), worker_lifespan=1, chunk_size=1)
-    assert not threads._living
+    assert not thread_loops()
+
+
+def test_no_interrupt_comes_in_the_hooks_of_a_fork() -> None:
+    """It would be lost there, and with it a lock that a hook holds over the fork; it comes after them."""
+    script = textwrap.dedent("""
+        import os, threading, time
+        lock, entered = threading.Lock(), threading.Event()
+
+        def spend(seconds):
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                pass
+
+        def before():
+            spend(PENDING)
+            lock.acquire()
+            spend(0.3)
+
+        def after():
+            spend(0.1)
+            lock.release()
+
+        os.register_at_fork(before=before, after_in_parent=after)
+        from fastpool import WorkerPool
+
+        def task(x):
+            entered.set()
+            pid = os.fork()
+            if pid == 0:
+                os._exit(0)
+            os.waitpid(pid, 0)
+            while True:
+                pass
+
+        for _ in range(5):
+            entered.clear()
+            with WorkerPool(n_jobs=1, start_method="threading") as pool:
+                pool.apply_async(task, (0,))
+                assert entered.wait(30)
+            assert lock.acquire(timeout=30), "the lock was lost"
+            lock.release()
+    """)
+    for pending in ("0", "0.05"):
+        program = script.replace("PENDING", pending)
+        command = [sys.executable, "-W", "error::ResourceWarning", "-c", program]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+        assert "ignored" not in done.stderr, done.stderr
+        assert "ResourceWarning" not in done.stderr, done.stderr
 
 
 # ---------------------------------------------------------------- arrays

@@ -1,0 +1,2 @@
+cdef void keep_reserve() noexcept
+cdef void use_reserve() noexcept

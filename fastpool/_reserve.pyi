@@ -1,0 +1,3 @@
+"""Memory kept back for the moment in which there is none."""
+
+def let_go() -> None: ...
