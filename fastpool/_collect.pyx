@@ -51,6 +51,11 @@ cdef int has_news(void *context) noexcept nogil:
     return 0
 
 
+cdef object undecodable(str what, task, uint32_t worker, error):
+    detail = f"unpickling what worker {worker} sent failed with {type(error).__qualname__}: {error}"
+    return unsendable(error, what, task, None, detail)
+
+
 cdef enum:  # what becomes of results
     COLLECT_ALL = 0        # one list
     COLLECT_ORDERED = 1    # taken as soon as those before them are there
@@ -429,7 +434,7 @@ cdef class Collector:
             except FastpoolError:
                 raise
             except Exception as error:  # of an object's own making, when `here` has moved on
-                failure = self.undecodable("result", task, worker, error)
+                failure = undecodable("result", task, worker, error)
                 failure.__cause__ = error
                 if self.revive is None or isinstance(failure, MemoryError):
                     raise failure
@@ -520,12 +525,7 @@ cdef class Collector:
         except FastpoolError:
             raise
         except Exception as error:
-            raise self.undecodable(what, task if what == "result" else None, worker, error) from error
-
-    cdef object undecodable(self, str what, task, uint32_t worker, error):
-        """The error that says so."""
-        detail = f"unpickling what worker {worker} sent failed with {type(error).__qualname__}: {error}"
-        return unsendable(error, what, task, None, detail)
+            raise undecodable(what, task if what == "result" else None, worker, error) from error
 
     # ------------------------------------------------------------ lanes
 

@@ -21,6 +21,7 @@ from fastpool._native cimport (
 )
 from fastpool._packed cimport dump_with_shared_arrays, is_private
 from fastpool._scalars cimport scalar_type
+
 import numpy
 
 from fastpool.errors import DamagedMemoryError, unsendable
@@ -86,13 +87,14 @@ cdef bint runs_code(object value, int depth) except -1:
     cdef object kind = type(value)
     if kind is numpy.ndarray:
         return value.dtype.hasobject
-    if kind is tuple or kind is list or kind is dict:
-        if depth == PLAIN_DEPTH or len(value) > PLAIN_SIZE:
+    if kind is not tuple and kind is not list and kind is not dict:
+        return kind not in PLAIN and scalar_type(Py_TYPE(<PyObject *>value)) < 0
+    if depth == PLAIN_DEPTH or len(value) > PLAIN_SIZE:
+        return True
+    for element in value:
+        if runs_code(element, depth + 1) or (kind is dict and runs_code(value[element], depth + 1)):
             return True
-        if kind is dict:
-            return any([runs_code(key, depth + 1) or runs_code(value[key], depth + 1) for key in value])
-        return any([runs_code(element, depth + 1) for element in value])
-    return kind not in PLAIN and scalar_type(Py_TYPE(<PyObject *>value)) < 0
+    return False
 
 
 cdef class BufferEncoder(Encoder):

@@ -146,12 +146,11 @@ class Supervisor:
         No context manager: an interrupt at the end of one could leave `running` set.
         """
         self.check_owner()
+        if self._is_ended_within:  # when the last call had ended its workers already
+            self.terminate()
         try:
             self.running = True
             result = part()
-            if self._is_ended_within:  # it was done all the same
-                self.end()
-            return result
         except BaseException as error:
             self._must_end = True  # before anything that takes memory
             _reserve.let_go()
@@ -159,7 +158,10 @@ class Supervisor:
             self.tell_of_dill(error)
             raise
         finally:
-            self.running = False
+            self.running = False  # from here on `terminate()` of a handler does what it says
+        if self._is_ended_within:  # the call came to its end all the same
+            self.end()
+        return result
 
     def begin(self, new: Functions, outlives_workers: bool, patience: float | None) -> None:
         """Be ready for a map with these functions."""
@@ -857,11 +859,11 @@ class Supervisor:
         """Each step may fail where there is no memory left: then the rest is done before the pool is used again."""
         if os.getpid() != self.owner_pid:
             self._segment = None
+        self._is_ended_within = False
         if self._segment is None:
             self._must_end = False
             return
         self._is_ending = self._must_end = True
-        self._is_ended_within = False
         self.kill()
         if self._collector is not None:
             self._take_exit_results()
