@@ -278,10 +278,14 @@ def test_no_hook_and_no_lock_piles_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_interrupt_comes_in_the_hooks_of_a_fork() -> None:
-    """It would be lost there, and with it a lock that a hook holds over the fork; it comes after them."""
+    """It would be lost there, and with it a lock that a hook holds over the fork; it comes after them.
+
+    Without warnings: in the one of a fork beside threads, which Python 3.13 gives after the hooks, it would be lost
+    again, though no lock would be: the thread is abandoned then.
+    """
     script = textwrap.dedent("""
         import os, threading, time
-        lock, entered = threading.Lock(), threading.Event()
+        lock, entered, ended = threading.Lock(), threading.Event(), threading.Event()
 
         def spend(seconds):
             end = time.monotonic() + seconds
@@ -289,8 +293,8 @@ def test_no_interrupt_comes_in_the_hooks_of_a_fork() -> None:
                 pass
 
         def before():
-            spend(PENDING)
             lock.acquire()
+            entered.set()
             spend(0.3)
 
         def after():
@@ -301,29 +305,30 @@ def test_no_interrupt_comes_in_the_hooks_of_a_fork() -> None:
         from fastpool import WorkerPool
 
         def task(x):
-            entered.set()
-            pid = os.fork()
-            if pid == 0:
-                os._exit(0)
-            os.waitpid(pid, 0)
-            while True:
-                pass
+            try:
+                pid = os.fork()
+                if pid == 0:
+                    os._exit(0)
+                os.waitpid(pid, 0)
+                while True:
+                    pass
+            finally:
+                ended.set()
 
         for _ in range(5):
             entered.clear()
+            ended.clear()
             with WorkerPool(n_jobs=1, start_method="threading") as pool:
                 pool.apply_async(task, (0,))
                 assert entered.wait(30)
+            assert ended.wait(30), "the interrupt was lost"
             assert lock.acquire(timeout=30), "the lock was lost"
             lock.release()
     """)
-    for pending in ("0", "0.05"):
-        program = script.replace("PENDING", pending)
-        command = [sys.executable, "-W", "error::ResourceWarning", "-c", program]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-        assert done.returncode == 0, done.stderr
-        assert "ignored" not in done.stderr, done.stderr
-        assert "ResourceWarning" not in done.stderr, done.stderr
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert "ignored" not in done.stderr, done.stderr
 
 
 # ---------------------------------------------------------------- arrays
