@@ -1,2 +1,2 @@
-cdef void keep_reserve() noexcept
+cdef int keep_reserve() except -1
 cdef void use_reserve() noexcept

@@ -16,10 +16,13 @@ cdef enum:
 cdef void *reserve = NULL
 
 
-cdef void keep_reserve() noexcept:
+cdef int keep_reserve() except -1:
     global reserve
     if reserve is NULL:
-        reserve = malloc(RESERVE_BYTES)  # NULL: then there is none
+        reserve = malloc(RESERVE_BYTES)
+        if reserve is NULL:
+            raise MemoryError("fastpool: no memory to begin a map with")
+    return 0
 
 
 cdef void use_reserve() noexcept:
