@@ -406,7 +406,7 @@ cdef class Arena:
             return
         self.held.discard(offset)
         fp_block_free(self.at, offset)
-        if self.public and nbytes >= TRIM_BYTES:
+        if self.public and nbytes >= TRIM_BYTES and not FASTPOOL_IS_POSIX:  # else it would only be zeroed
             fp_heap_trim(self.at, self.lanes, FP_WARM_BYTES)
         if not self.retired:
             return

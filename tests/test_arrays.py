@@ -538,6 +538,7 @@ def test_a_reducer_may_use_its_buffer_again(container: Any, reading: str) -> Non
             assert pool.map(first_value, pairs, chunk_size=1) == [float(k) for k in range(8)]
 
 
+@pytest.mark.skipif(_native.is_posix(), reason="POSIX has no call that gives a part of shared memory back")
 def test_memory_of_shared_arrays_goes_back_to_the_system() -> None:
     def resident() -> int:
         with open("/proc/self/status") as status:
