@@ -386,13 +386,8 @@ cdef class Feed:
         """Is there a free slot for one more chunk?"""
         return self.published - self.oldest < FP_FEED_SLOTS
 
-    @property
-    def has_pending(self) -> bool:
-        """Is a chunk encoded that could not be published yet?"""
-        return self.pending > 0
-
     def encode(self, uint64_t count, uint64_t patience_ns, uint64_t most_bytes) -> int:
-        """Take up to `count` elements and encode them as the next chunk. Returns how many there were.
+        """Take elements and encode them, until the next chunk has `count`. Returns how many it has.
 
         At least one, if there is one; no more after `patience_ns` or when the chunk has `most_bytes`.
         """
@@ -400,8 +395,8 @@ cdef class Feed:
         cdef uint64_t deadline = now_ns() + patience_ns
         cdef uint64_t many
         cdef BufferEncoder encoder = self.encoder
-        if count > self.limit - self.tasks:
-            count = self.limit - self.tasks
+        if count > self.limit - self.tasks + self.pending:
+            count = self.limit - self.tasks + self.pending
         encoder.number = self.tasks
         if self.pending == 0:
             self.pending_first = self.tasks

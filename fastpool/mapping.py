@@ -126,6 +126,8 @@ class MapRun:
         self.recovery: Recovery | None = None  # if the map outlives its workers
         self.window = 0  # units of a range that may be claimed
         self.all_gathered = False
+        self.is_behind = False  # there may be input that nobody has taken yet
+        self.next_size = 0  # of the chunk that is being encoded
         self.failure: BaseException | None = None  # of a lazy map: what ended it between two steps
         self.is_over = False  # all results of a lazy map have been handed out
 
@@ -133,7 +135,7 @@ class MapRun:
         """All of them, when they are there."""
         self.begin()
         while not self._go_on():
-            if self.all_gathered:
+            if self.all_gathered and not self.is_behind:
                 self.supervisor.sleep(self._grain(), self.progress.deadline_ns)
         results = self._finish()
         return results if self.joiner is None else self._join(self.joiner, results)
@@ -179,9 +181,11 @@ class MapRun:
         return False
 
     def _doze(self, busy: bool) -> None:
-        """Sleep until there may be something to hand out: much, if tasks are quick; anything, if nothing comes soon."""
-        grain = self._stream_grain() if busy else 1
-        deadlines = [self.progress.deadline_ns, time.monotonic_ns() + FLUSH_NS if grain > 1 else None]
+        """Sleep until there may be something to hand out: much, if tasks are quick; anything, if nothing comes soon or
+        more input may be there, for which this is only a moment."""
+        grain = self._stream_grain() if busy and not self.is_behind else 1
+        moment = MOMENT_NS if self.is_behind else FLUSH_NS if grain > 1 else None
+        deadlines = [self.progress.deadline_ns, None if moment is None else time.monotonic_ns() + moment]
         self.supervisor.sleep(grain, min((at for at in deadlines if at is not None), default=None))
 
     def _finish(self) -> list[Any]:
@@ -316,7 +320,7 @@ class MapRun:
             return
         if recovery.give_again():
             self.segment.wake(self.n_jobs)
-        elif recovery.feed.outstanding == 0 and recovery.feed.has_pending:
+        elif recovery.feed is not self.feed and recovery.feed.outstanding == 0 and recovery.feed.pending:
             self._check_room()
 
     @property
@@ -365,7 +369,7 @@ class MapRun:
         if self.feed is None:
             return self.collector.collected == self.size
         feed = self.feed
-        return feed.exhausted and not feed.has_pending and self.collector.collected == feed.tasks
+        return feed.exhausted and not feed.pending and self.collector.collected == feed.tasks
 
     def _check_none_lost(self) -> None:
         """Where all workers rested before the last gathering, what had been claimed by then has been gathered."""
@@ -416,22 +420,20 @@ class MapRun:
 
     def _feed(self) -> None:
         """Encode and publish chunks until the window is full or the input ends."""
-        feed, schedule = self.feed, self.schedule
+        feed = self.feed
         assert feed is not None
-        if feed.exhausted and not feed.has_pending:
+        if feed.exhausted and not feed.pending:
             return
         task_ns = self._task_ns()
-        while not feed.exhausted or feed.has_pending:
-            if not feed.has_pending:
-                unclaimed = self._waiting_chunks(feed)
-                most = schedule.may_feed(feed.tasks, self._done_with, unclaimed)
-                size = min(most, schedule.next_size(feed.tasks, task_ns))
-                if size == 0 or feed.encode(size, PATIENCE_NS, self.chunk_bytes) == 0:
-                    break
-            if not self._publish_chunk(feed):
+        until = time.monotonic_ns() + PATIENCE_NS
+        while not feed.exhausted or feed.pending:
+            if not self._fill_chunk(feed, task_ns) or not self._publish_chunk(feed):
                 break
-            self.supervisor.look()  # the input may be slow, and long
-        if feed.exhausted and not feed.has_pending:
+            if time.monotonic_ns() > until:  # the input is slow, or long: see what has come meanwhile
+                break
+        self.is_behind = time.monotonic_ns() > until and not feed.exhausted
+        self.supervisor.look()
+        if feed.exhausted and not feed.pending:
             if self.recovery is None:
                 self.segment.finish_input(feed.published)
             else:
@@ -440,6 +442,20 @@ class MapRun:
         else:
             late = feed.published - self.schedule.ahead // 2
             self.segment.call_when_claimed(0 if self.job.in_turn else max(0, late))  # claims come in no order then
+
+    def _fill_chunk(self, feed: Feed, task_ns: float | None) -> bool:
+        """Encode elements of the next chunk. Returns whether it can be published."""
+        if not feed.pending:
+            unclaimed = self._waiting_chunks(feed)
+            self.next_size = self.schedule.next_size(feed.tasks, self._done_with, unclaimed, task_ns)
+            if self.next_size == 0:
+                return False
+        elif not self._is_too_small(feed):
+            return True
+        return feed.encode(self.next_size, PATIENCE_NS, self.chunk_bytes) > 0 and not self._is_too_small(feed)
+
+    def _is_too_small(self, feed: Feed) -> bool:
+        return self.schedule.is_exact and feed.pending < self.next_size and not feed.exhausted
 
     def _waiting_chunks(self, feed: Feed) -> int:
         """Chunks that nobody has claimed; in an ordered job, at least so many."""

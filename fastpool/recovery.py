@@ -225,8 +225,8 @@ class Recovery:
         """Hand out what can be handed out now. Returns whether anything was."""
         before = self.feed.published
         self.feed.give_again()
-        while self._waiting or (self.feed.base and self.feed.has_pending):
-            if not self.feed.has_pending:
+        while self._waiting or (self.feed.base and self.feed.pending):
+            if not self.feed.pending:
                 tasks = self._waiting.pop(0)
                 self.feed.encode_tasks(tasks.start, self.values[tasks.start : tasks.stop])
             if not self.feed.can_publish or not self.feed.publish():

@@ -16,8 +16,8 @@ MOST_GRAIN = 8192  # results of one worker that a list builder sleeps for: a ten
 class Schedule:
     """Chunk sizes for input that the parent feeds.
 
-    With a given chunk size, chunk k ends at task ``ceil((k + 1) * size)``, so that sizes average to it. Otherwise
-    chunks last about CHUNK_NS by the workers' own clocks and shrink towards the end (guided self-scheduling:
+    With a given chunk size, chunks end at multiples of it (rounded up, so that sizes average to a fraction). Otherwise
+    they last about CHUNK_NS by the workers' own clocks and shrink towards the end (guided self-scheduling:
     Polychronopoulos and Kuck, 1987).
 
     Parameters
@@ -39,10 +39,28 @@ class Schedule:
             most = FIRST_TASKS if job.length is None else max(1, job.length // (4 * n_workers))
             self.even = largest_divisor(job.worker_lifespan, min(FIRST_TASKS, most))
 
-    def next_size(self, fed: int, task_ns: float | None) -> int:
-        """Tasks of the next chunk, when `fed` tasks went before it."""
+    @property
+    def is_exact(self) -> bool:
+        """Does every chunk have the given size? In an ordered job, where the chunk decides which worker has a task;
+        elsewhere one is cut short rather than held back."""
+        return self.job.in_turn and self.job.chunk_size is not None
+
+    def next_size(self, fed: int, done_with: int, unclaimed: int, task_ns: float | None) -> int:
+        """Tasks of the next chunk, when `fed` tasks went before it; 0 while the window is full."""
+        if unclaimed >= self.ahead:
+            return 0
+        size = self._wanted(fed, task_ns)
+        if self.most_active is None:
+            return size
+        size = min(size, self.most_active)
+        room = self.most_active - (fed - done_with)
+        if room < size and self.is_exact:
+            return 0
+        return max(0, min(size, room))
+
+    def _wanted(self, fed: int, task_ns: float | None) -> int:
         if self.job.chunk_size is not None:
-            return max(1, math.ceil((self.chunks + 1) * self.job.chunk_size) - fed)
+            return next_multiple(self.job.chunk_size, fed) - fed
         if self.even is not None:
             return self.even
         if task_ns is None:
@@ -55,13 +73,13 @@ class Schedule:
             size = min(size, self.most_active // (2 * self.n_workers))
         return max(1, size)
 
-    def may_feed(self, fed: int, done_with: int, unclaimed: int) -> int:
-        """The most tasks that may be fed now: 0 while the window is full."""
-        if unclaimed >= self.ahead:
-            return 0
-        if self.most_active is None:
-            return MOST_TASKS if self.job.chunk_size is None else math.ceil(self.job.chunk_size) + 1
-        return max(0, self.most_active - (fed - done_with))
+
+def next_multiple(size: float, after: int) -> int:
+    """The least multiple of a chunk size, rounded up, that is more than `after`."""
+    k = int(after / size)
+    while math.ceil(k * size) <= after:
+        k += 1
+    return math.ceil(k * size)
 
 
 def largest_divisor(number: int, most: int) -> int:

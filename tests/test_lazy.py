@@ -6,7 +6,7 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -103,6 +103,26 @@ def test_how_far_the_input_is_read_ahead(method: str, window: int) -> None:
     with WorkerPool(2) as pool:
         for k, _ in enumerate(getattr(pool, method)(identity, counted(1000, read), max_tasks_active=window)):
             assert len(read) - k <= window + window, "handed out, and collected with them"
+
+
+@pytest.mark.parametrize("method", LAZY)
+@pytest.mark.parametrize("chunk_size", [None, 1, 50])
+def test_results_do_not_wait_for_the_end_of_a_slow_input(method: str, chunk_size: int | None) -> None:
+    read: list[int] = []
+    with WorkerPool(2, keep_alive=True) as pool:
+        assert pool.map(identity, [1, 2]) == [1, 2]  # the workers are there
+        results = getattr(pool, method)(identity, slowly(range(100), read), chunk_size=chunk_size)
+        first = [next(results) for _ in range(10)]
+        assert len(read) < 100
+        assert sorted([*first, *results]) == list(range(100))
+
+
+def slowly(values: Iterable[Any], read: list[Any]) -> Iterator[Any]:
+    """Values one by one; no chunk waits so long for the next. `read` has those that were asked for."""
+    for value in values:
+        time.sleep(0.02)
+        read.append(value)
+        yield value
 
 
 def test_an_ordered_map_does_not_pile_up_results() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -247,6 +248,30 @@ def test_chunk_size_is_what_a_worker_takes_at_a_time() -> None:
             taken = pool.map(note_chunk, given, chunk_size=10)
             for start in range(0, 60, 10):
                 assert len({worker for worker, _ in taken[start : start + 10]}) == 1
+
+
+def late(values: Iterable[Any], first: int) -> Iterator[Any]:
+    """Values of which the first come slowly."""
+    for i, value in enumerate(values):
+        if i < first:
+            time.sleep(0.02)
+        yield value
+
+
+def test_no_chunk_is_larger_than_chunk_size_because_others_were_cut_short() -> None:
+    """Elements that came slowly were chunks of their own. Nine arrays at once would not fit into shared memory."""
+    arrays = (np.full(200_000, float(i)) for i in range(12))
+    with WorkerPool(2, memory_limit=6 << 20) as pool:
+        assert pool.map(np.max, late(arrays, 3), chunk_size=3) == [float(i) for i in range(12)]
+
+
+def fail(x: int) -> int:
+    raise LookupError(x)
+
+
+def test_a_failure_does_not_wait_for_the_end_of_a_slow_input() -> None:
+    with WorkerPool(2) as pool, pytest.raises(LookupError):
+        pool.map(fail, late(itertools.count(), 10**9))
 
 
 @pytest.mark.parametrize("active", [1, 2, 3, 10, 1000])

@@ -87,6 +87,21 @@ def test_a_slow_worker_gets_its_chunks_all_the_same(options: dict[str, Any]) -> 
         assert pool.map(slow_first, range(200), chunk_size=1, **options) == in_turn(list(range(200)), 2)
 
 
+@pytest.mark.parametrize("method", ["map", "imap"])
+@pytest.mark.parametrize("options", [{}, {"max_tasks_active": 5}, {"retries": 1}])
+def test_a_slow_input_changes_no_chunk(method: str, options: dict[str, Any]) -> None:
+    """Elsewhere a chunk is cut short for elements that come slowly."""
+
+    def numbers() -> Iterator[int]:
+        for x in range(22):
+            time.sleep(0.01)
+            yield x
+
+    with make_pool(2) as pool:
+        found = list(getattr(pool, method)(who, numbers(), chunk_size=3, **options))
+    assert found == in_turn(list(range(22)), 2, 3)
+
+
 def test_an_endless_input_is_read_no_further_than_without() -> None:
     read = []
 
