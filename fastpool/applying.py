@@ -33,6 +33,7 @@ logger = logging.getLogger("fastpool")
 MOST_FUNCTIONS = 256  # whose pickles are kept
 MOST_HELD_BACK = 256  # results of one worker
 FLUSH_NS = 1_000_000  # for which they may be held back
+PAUSE_NS = 200_000  # between two looks of the housekeeper, while applies are handed in one after another
 
 
 class Applier:
@@ -56,6 +57,9 @@ class Applier:
         self._unclear: list[tuple[int, Death]] = []  # units that dead workers were about to claim
         self._blobs: dict[int, tuple[Function, Definition, bytes]] = {}  # of functions, by id
         self._callbacks: deque[tuple[Callable[[Any], Any], Any]] = deque()
+        self._watchers: set[int] = set()  # threads that wait for a result which another thread collects
+        self._submitted = 0  # since the housekeeper looked
+        self._pauses = False  # the housekeeper does, if there are no watchers
         self._housekeeper: threading.Thread | None = None
         self._keepers: set[threading.Thread] = set()  # this one and those before it, but for those in a callback
 
@@ -81,6 +85,7 @@ class Applier:
         """
         result = AsyncResult(self, job)
         with self.lock:
+            self._submitted += 1
             try:
                 self._waiting.append(result)
                 if self._feed is not None and not self._is_encoding and not self._is_to_open_anew:
@@ -324,7 +329,19 @@ class Applier:
                 continue
             with self.lock:
                 if not is_done() and not self.engine.is_free:
-                    self.changed.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+                    self._watch(None if deadline is None else max(0.0, deadline - time.monotonic()))
+
+    def _watch(self, seconds: float | None) -> None:
+        """Wait until something changes that another thread collects."""
+        me = threading.current_thread()
+        if me not in self._keepers:
+            self._watchers.add(threading.get_ident())
+            if self._pauses:
+                self.supervisor.call()
+        try:
+            self.changed.wait(seconds)
+        finally:
+            self._watchers.discard(threading.get_ident())
 
     def _attempt(self, part: Callable[[], None]) -> None:
         """With the engine. What fails here has failed all applies, which say so; in a map's input, the map."""
@@ -349,7 +366,20 @@ class Applier:
                 return
             if supervisor.gather() and not is_done() and not self.engine.is_wanted:
                 self.check_none_lost()
-                supervisor.sleep(self._grain, deadline_ns)
+                self._sleep(deadline_ns)
+
+    def _sleep(self, deadline_ns: int | None) -> None:
+        """Until there are results, or they have been held back for long enough. A thread that hands in one apply after
+        another would take turns with the housekeeper for each result: so that one pauses, if nobody waits for any."""
+        if threading.current_thread() in self._keepers:
+            self._pauses, self._submitted = self._submitted > 1, 0
+            try:
+                if self._pauses and not self._watchers:
+                    self.supervisor.sleep(MOST_HELD_BACK, time.monotonic_ns() + PAUSE_NS)
+                    return
+            finally:
+                self._pauses = False
+        self.supervisor.sleep(self._grain, deadline_ns)
 
     @property
     def _grain(self) -> int:
@@ -364,9 +394,10 @@ class Applier:
 
     def keep_house(self) -> None:
         """Have a thread that collects results while nobody waits for them, and runs callbacks."""
-        with self.lock:
-            if self._housekeeper is None:
-                self._start_housekeeper()
+        if self._housekeeper is None:
+            with self.lock:
+                if self._housekeeper is None:
+                    self._start_housekeeper()
 
     @uninterrupted
     def _start_housekeeper(self) -> None:

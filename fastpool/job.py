@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 
@@ -15,7 +15,7 @@ from fastpool.arrays import Array, Slices, cut
 from fastpool.functions import Function, Functions
 from fastpool.options import PoolOptions, as_index, check_flag, check_int, shorten
 from fastpool.progress import BarOptions, make_bar_options
-from fastpool.timeouts import NO_LIMITS, Limits, check_seconds
+from fastpool.timeouts import NO_LIMITS, Limits, check_limits
 
 JOB_LAST, JOB_KEEP_GOING, JOB_INSIGHTS, JOB_ALWAYS_EXIT, JOB_ORDERED = 1, 4, 8, 16, 32
 INT64 = range(-(2**63), 2**63)
@@ -113,8 +113,7 @@ class MapJob:
         return whole if fits and short and even else None
 
 
-@dataclass(frozen=True)
-class ApplyJob:
+class ApplyJob(NamedTuple):
     """What an apply was asked to do.
 
     Attributes
@@ -142,7 +141,7 @@ class ApplyJob:
     @property
     def limit_ns(self) -> int:
         """That the call may take; 0: any."""
-        return self.limits.ns[0]
+        return 0 if self.limits.task is None else self.limits.ns[0]
 
 
 def make_apply_job(
@@ -185,11 +184,7 @@ def make_apply_job(
         error_callback=error_callback,
         init=worker_init,
         exit=worker_exit,
-        limits=Limits(
-            check_seconds("task_timeout", task_timeout),
-            check_seconds("worker_init_timeout", worker_init_timeout),
-            check_seconds("worker_exit_timeout", worker_exit_timeout),
-        ),
+        limits=check_limits(task_timeout, worker_init_timeout, worker_exit_timeout),
     )
 
 
@@ -248,11 +243,7 @@ def make_map_job(
         worker_lifespan=None if worker_lifespan is None else min(worker_lifespan, MOST_UNITS),
         return_exceptions=return_exceptions,
         retries=check_int("retries", retries, least=0, optional=False) or 0,
-        limits=Limits(
-            check_seconds("task_timeout", task_timeout),
-            check_seconds("worker_init_timeout", worker_init_timeout),
-            check_seconds("worker_exit_timeout", worker_exit_timeout),
-        ),
+        limits=check_limits(task_timeout, worker_init_timeout, worker_exit_timeout),
         bar=make_bar_options(progress_bar, progress_bar_options, progress_bar_style, CALLER),
         always_exit=always_exit,
         in_turn=options.order_tasks,

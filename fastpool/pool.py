@@ -490,10 +490,12 @@ class WorkerPool:
     def _apply(self, given: dict[str, Any], wait: bool) -> AsyncResult:
         job = make_apply_job(**given)
         self._supervisor.check_owner()
-        with self._engine.lock:
-            if self._applier is None:
-                self._applier = self._supervisor.applier = Applier(self._supervisor, self._engine)
         applier = self._applier
+        if applier is None:
+            with self._engine.lock:
+                if self._applier is None:
+                    self._applier = self._supervisor.applier = Applier(self._supervisor, self._engine)
+                applier = self._applier
         self._make_finalizer()
         if job.init is not None or job.exit is not None:
             self._supervisor.warn_of_unused(job, stacklevel=3)
@@ -714,9 +716,13 @@ class WorkerPool:
         if self._applier is not None:
             self._applier.dismiss_housekeeper()
 
-    @uninterrupted
     def _make_finalizer(self) -> None:
-        """Whole: half a finalizer fails when it is called."""
+        if self._finalizer is None:
+            self._make_whole_finalizer()
+
+    @uninterrupted
+    def _make_whole_finalizer(self) -> None:
+        """Half a one fails when it is called."""
         if self._finalizer is None:
             self._finalizer = util.Finalize(
                 self, _finalize, (self._supervisor, self._use, self._engine), exitpriority=EXIT_PRIORITY

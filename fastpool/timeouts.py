@@ -86,6 +86,22 @@ def check_seconds(name: str, value: Any) -> float | None:
     return seconds
 
 
+def check_limits(task_timeout: Any, worker_init_timeout: Any, worker_exit_timeout: Any) -> Limits:
+    """The limits of a call's functions, by the names of its parameters.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    if task_timeout is worker_init_timeout is worker_exit_timeout is None:
+        return NO_LIMITS
+    return Limits(
+        check_seconds("task_timeout", task_timeout),
+        check_seconds("worker_init_timeout", worker_init_timeout),
+        check_seconds("worker_exit_timeout", worker_exit_timeout),
+    )
+
+
 def check_wait(name: str, value: Any) -> float | None:
     """An optional number of seconds to wait; a negative one is like 0.
 
