@@ -14,6 +14,7 @@ import functools
 import os
 import threading
 
+import _signal
 from _signal import getsignal, set_wakeup_fd, signal as set_signal
 
 cdef extern from "Python.h":
@@ -33,11 +34,26 @@ cdef extern from *:
 
     static void fastpool_keep(int signum) { sigaction(signum, NULL, &fastpool_kept[signum]); }
     static void fastpool_put_back(int signum) { sigaction(signum, &fastpool_kept[signum], NULL); }
+
+    static void fastpool_do_nothing(int signum) { (void)signum; }
+
+    static int fastpool_disregard(int signum) {
+      struct sigaction action = {.sa_handler = fastpool_do_nothing, .sa_flags = SA_RESTART};
+      return sigaction(signum, &action, NULL);
+    }
     """
     enum:
         NSIG
     void keep "fastpool_keep"(int signum) nogil
     void put_back "fastpool_put_back"(int signum) nogil
+    int do_nothing_at "fastpool_disregard"(int signum) nogil
+
+
+def disregard(int signum) -> None:
+    """Ignore a signal in this process and its forks, but not in other programs that are started from here: what a
+    handler catches has its default again there, what is ignored is ignored there too (POSIX, ``exec``)."""
+    set_signal(signum, _signal.SIG_IGN)
+    do_nothing_at(signum)
 
 
 # ---------------------------------------------------------------- the main thread

@@ -56,12 +56,14 @@ class Applier:
         self._is_outdated = False
         self._unclear: list[tuple[int, Death]] = []  # units that dead workers were about to claim
         self._blobs: dict[int, tuple[Function, Definition, bytes]] = {}  # of functions, by id
-        self._callbacks: deque[tuple[Callable[[Any], Any], Any]] = deque()
+        self._callbacks: deque[tuple[AsyncResult, Callable[[Any], Any], Any]] = deque()
+        self._due: set[AsyncResult] = set()  # whose callback has not run yet
         self._watchers: set[int] = set()  # threads that wait for a result which another thread collects
         self._submitted = 0  # since the housekeeper looked
         self._pauses = False  # the housekeeper does, if there are no watchers
         self._housekeeper: threading.Thread | None = None
-        self._keepers: set[threading.Thread] = set()  # this one and those before it, but for those in a callback
+        self._keepers: set[threading.Thread] = set()  # this one and those before it, but for
+        self._callers: set[threading.Thread] = set()  # those that run a callback
 
     @property
     def lock(self) -> threading.RLock:
@@ -235,7 +237,8 @@ class Applier:
     def _settle(self, result: AsyncResult, value: Any, error: BaseException | None) -> None:
         callback = result.settle(value, error)
         if callback is not None:
-            self._callbacks.append(callback)
+            self._due.add(result)
+            self._callbacks.append((result, *callback))
         if not self.handed_in:
             self.supervisor.limit_applies(0)
         self.changed.notify_all()
@@ -308,8 +311,8 @@ class Applier:
     # ---------------------------------------------------------------- waiting
 
     def wait_for(self, result: AsyncResult, timeout: float | None) -> bool:
-        """Wait for a result, for so many seconds at most. Returns whether it is there."""
-        if result.ready():
+        """Wait for a result and its callback, for so many seconds at most. Returns whether the result is there."""
+        if result.ready() and (result not in self._due or os.getpid() != self.supervisor.owner_pid):
             return True
         if os.getpid() != self.supervisor.owner_pid:
             raise RuntimeError(f"this result belongs to process {self.supervisor.owner_pid}, not {os.getpid()}")
@@ -317,7 +320,25 @@ class Applier:
             raise RuntimeError("no result is waited for while an argument of an apply is pickled in the same thread")
         deadline = None if timeout is None else time.monotonic() + timeout
         self.serve_until(result.ready, deadline)
+        self._wait_for_callbacks(lambda: result not in self._due, deadline)
         return result.ready()
+
+    def finish(self) -> None:
+        """Wait until all applies are done, and their callbacks have run."""
+        done = False
+        while not done:
+            self.serve_until(lambda: self.unfinished == 0)
+            self._wait_for_callbacks(lambda: not self._due or self.unfinished > 0)  # they may have handed in more
+            done = self.unfinished == 0
+
+    def _wait_for_callbacks(self, is_done: Callable[[], bool], deadline: float | None = None) -> None:
+        """Wait until those that are due have run; not in one of them, nor for one that `terminate` did not wait for."""
+        with self.lock:
+            while self._housekeeper is not None and threading.current_thread() not in self._callers and not is_done():
+                seconds = None if deadline is None else deadline - time.monotonic()
+                if seconds is not None and seconds <= 0:
+                    return
+                self.changed.wait(seconds)
 
     def serve_until(self, is_done: Callable[[], bool], deadline: float | None = None) -> None:
         """Collect results, or wait while another thread does, until something is so, or it is so late."""
@@ -420,26 +441,36 @@ class Applier:
             with self.lock:
                 while not (self._callbacks or self._is_dismissed(me) or (self.unfinished and self.engine.is_free)):
                     self.changed.wait()
-                callback = self._callbacks.popleft() if self._callbacks else None
-                if callback is not None or self._is_dismissed(me):
-                    self._keepers.discard(me)
-                    self.changed.notify_all()
-            if callback is not None:
-                self._run(*callback)
-                self._keepers.add(me)
-            elif self._is_dismissed(me):
-                return
+                has_callbacks = bool(self._callbacks)
+                if not has_callbacks and self._is_dismissed(me):
+                    return
+            if has_callbacks:
+                self._call_back(me)
             else:
                 self.serve_until(lambda: bool(not self.unfinished or self._callbacks or self._is_dismissed(me)))
 
-    def _is_dismissed(self, keeper: threading.Thread) -> bool:
-        return self._housekeeper is not keeper
-
-    def _run(self, callback: Callable[[Any], Any], value: Any) -> None:
+    def _call_back(self, me: threading.Thread) -> None:
+        """Run the oldest callback. What it held goes at the end of this, without the lock: that may be what ends the
+        pool."""
+        with self.lock:
+            if not self._callbacks:  # a housekeeper that was dismissed has run it
+                return
+            result, callback, value = self._callbacks.popleft()
+            self._keepers.discard(me)
+            self._callers.add(me)
+            self.changed.notify_all()
         try:
             callback(value)
         except BaseException:
             logger.exception("the callback %r of an apply failed", callback)
+        with self.lock:
+            self._due.discard(result)
+            self._callers.discard(me)
+            self._keepers.add(me)
+            self.changed.notify_all()
+
+    def _is_dismissed(self, keeper: threading.Thread) -> bool:
+        return self._housekeeper is not keeper
 
     @uninterrupted
     def dismiss_housekeeper(self) -> None:

@@ -651,13 +651,13 @@ class WorkerPool:
     def stop_and_join(self, keep_alive: bool = False) -> None:
         """Wait for all applies, let the workers run their exit functions and end, and collect the exit results.
 
-        Memory and descriptors are given back, except for what arrays that are still in use lie in. The pool can be used
-        again: its next map starts new workers.
+        The applies' callbacks have run then, too. Memory and descriptors are given back, except for what arrays lie in
+        that are still in use. The pool can be used again: its next map starts new workers.
 
         Parameters
         ----------
         keep_alive : bool, default False
-            Only wait for the applies: the workers stay.
+            Only wait for the applies and their callbacks: the workers stay.
 
         Raises
         ------
@@ -670,9 +670,9 @@ class WorkerPool:
         """
         check_flag("keep_alive", keep_alive)
         applier = self._applier
+        if applier is not None and os.getpid() == self._supervisor.owner_pid:
+            applier.finish()
         if keep_alive:
-            if applier is not None and os.getpid() == self._supervisor.owner_pid:
-                applier.serve_until(lambda: applier.unfinished == 0)
             return
         with self._exclusively(self._supervisor.unfinished):
             try:

@@ -34,7 +34,7 @@ from multiprocessing import (
 from typing import Any
 
 from fastpool._native import Detached, Segment
-from fastpool._signals import uninterrupted
+from fastpool._signals import disregard, uninterrupted
 from fastpool.machine import pin
 from fastpool.spawning import Descriptors, refusals_named, take
 from fastpool.threads import WorkerThread
@@ -166,11 +166,19 @@ class ForkPopen(Popen):
             atexit.register(util._exit_function)  # type: ignore[attr-defined]
             worker.come_up()
             sys.stdin = io.StringIO()  # `_bootstrap` closes it: the owner's may be locked by a thread that reads it
+            forget_executor()
             code = worker._bootstrap(parent_sentinel=self.segment.owner_fd)  # type: ignore[attr-defined]
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(code)
+
+
+def forget_executor() -> None:
+    """In a fork: the thread that made it may be one of a ``ThreadPoolExecutor`` of the owner's. At the end of this
+    process it would be told to wait for itself."""
+    executors = sys.modules.get("concurrent.futures.thread")
+    getattr(executors, "_threads_queues", {}).pop(threading.current_thread(), None)
 
 
 class FreshProcess(popen_spawn_posix.Popen):
@@ -415,7 +423,7 @@ class WorkerProcess(process.BaseProcess):
         """First thing in the worker."""
         if self._cores is not None:
             pin(self._cores)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; Ctrl-C reaches the whole group
+        disregard(signal.SIGINT)  # the parent decides; Ctrl-C reaches the whole group
         signal.set_wakeup_fd(-1)  # the parent's event loop is not ours
         self.segment.enter_worker(self.worker_id)
 

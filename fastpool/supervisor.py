@@ -300,6 +300,7 @@ class Supervisor:
         if restarts:
             logger.info("workers are restarted: %s has been set anew", ", ".join(self._outdated))
             self.stop()
+        are_kept = self.options.keep_alive and self._segment is not None  # but may all have reached their lifespan
         if self._segment is None:
             shared_memory()  # mapped in workers too, whenever an array is made in it
             n_jobs = self.options.n_jobs
@@ -309,7 +310,8 @@ class Supervisor:
         self.bury(self._ended_meanwhile())
         self.serializer.begin_job()
         if not self._workers:
-            self._starts_afresh = not restarts
+            if not restarts and not are_kept:
+                self._starts_afresh = True
             self._given = self.options.given_to_workers
             self._pack_shared_objects()
         self._learn(new)

@@ -12,13 +12,15 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import kill_self, processes
+from leftovers import all_end
 
 import fastpool
 from fastpool import AsyncResult, RemoteError, SerializationError, WorkerDiedError, WorkerPool, WorkerTimeoutError
@@ -416,6 +418,80 @@ def test_a_callback_may_use_the_pool() -> None:
         pool.apply_async(add, (20, 0), callback=use)
         assert done.wait(HANG)
     assert got == [99, 21, [0, 1, 2]]
+
+
+def slow_note(got: list[int]) -> Callable[[int], None]:
+    def note(value: int) -> None:
+        time.sleep(0.005)
+        got.append(value)
+
+    return note
+
+
+@pytest.mark.parametrize("keep_alive", [False, True])
+def test_stop_and_join_waits_for_callbacks(keep_alive: bool, start_method: str) -> None:
+    got: list[int] = []
+    with WorkerPool(2, start_method=start_method) as pool:
+        for i in range(20):
+            pool.apply_async(same, i, callback=slow_note(got))
+        pool.stop_and_join(keep_alive=keep_alive)
+        assert sorted(got) == list(range(20))
+
+
+def test_stop_and_join_waits_for_what_callbacks_hand_in() -> None:
+    got: list[int] = []
+    with WorkerPool(2) as pool:
+
+        def again(value: int) -> None:
+            got.append(value)
+            if value < 5:
+                pool.apply_async(add, (value, 1), callback=again)
+
+        pool.apply_async(same, 0, callback=again)
+        pool.stop_and_join()
+        assert got == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_result_is_waited_for_until_its_callback_has_run() -> None:
+    got: list[int] = []
+    with WorkerPool(2) as pool:
+        for i in range(10):
+            assert pool.apply_async(same, i, callback=slow_note(got)).get() == i
+            assert got[-1] == i
+        pool.apply_async(raise_value_error, 0, error_callback=lambda _: got.append(-1)).wait()
+        assert got[-1] == -1
+        event = threading.Event()
+        late = pool.apply_async(same, 7, callback=lambda _: event.wait(HANG))
+        assert late.get(timeout=0.05) == 7  # not later than that
+        event.set()
+
+
+class Owner:
+    """Has a pool, gives it a method as callback, and ends the pool when nobody needs it any more."""
+
+    def __init__(self) -> None:
+        self.pool = WorkerPool(1, keep_alive=True)
+        self.got = threading.Event()
+
+    def note(self, _: int) -> None:
+        self.got.set()
+
+    def __del__(self) -> None:
+        self.pool.terminate()
+
+
+def test_what_a_callback_belongs_to_is_not_kept() -> None:
+    owner = Owner()
+    gone = weakref.ref(owner)
+    [pid] = [owner.pool.apply(os.getpid)]
+    owner.pool.apply_async(same, 1, callback=owner.note)
+    assert owner.got.wait(HANG)
+    del owner  # here, or in the pool's own thread, which then ends its own pool
+    deadline = time.monotonic() + HANG
+    while gone() is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    assert all_end([pid])
 
 
 def test_a_callback_that_lasts_keeps_nobody_waiting() -> None:

@@ -205,6 +205,19 @@ def exit_count(state: dict[str, Any]) -> int:
     return int(state["tasks"])
 
 
+def test_workers_that_all_reach_their_lifespan_at_the_end_of_a_map_end_nothing_else(start_method: str) -> None:
+    """The next map starts successors of kept workers, not workers anew: all exit results and insights remain."""
+    with WorkerPool(1, start_method=start_method, use_worker_state=True, keep_alive=True, enable_insights=True) as pool:
+        for k in range(1, 4):
+            pool.map(count, range(10), worker_init=init_count, worker_exit=exit_count, worker_lifespan=5)
+            assert pool.get_insights()["n_completed_tasks"] == [10 * k]
+        pool.stop_and_join()
+        assert pool.get_exit_results() == [5] * 6
+        pool.map(count, range(10), worker_init=init_count, worker_exit=exit_count)
+        pool.stop_and_join()
+        assert pool.get_exit_results() == [10]
+
+
 @pytest.mark.parametrize("lifespan", [1, 3, 10, 1000])
 @pytest.mark.parametrize("kind", [range, lambda n: list(range(n)), lambda n: iter(range(n))])
 @pytest.mark.parametrize("keep_alive", [False, True])

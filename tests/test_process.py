@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -340,3 +341,41 @@ def test_one_pool_in_many_threads_at_once() -> None:
     assert len(outcomes) == 200
     assert done in outcomes
     assert all(outcome in (done, "this pool is busy: another map of it is running") for outcome in outcomes)
+
+
+# ---------------------------------------------------------------- programs that tasks start
+
+
+def interrupt_a_program(_: int) -> int:
+    with subprocess.Popen([sys.executable, "-c", "print(flush=True); input()"], stdin=-1, stdout=-1) as helper:
+        assert helper.stdout is not None
+        helper.stdout.readline()
+        helper.send_signal(signal.SIGINT)
+        return helper.wait(DEADLINE)
+
+
+def test_programs_that_a_task_starts_can_be_interrupted(start_method: str) -> None:
+    """A worker leaves Ctrl-C to its owner; what is ignored would be ignored in its programs, too."""
+    with WorkerPool(1, start_method=start_method) as pool:
+        assert pool.map(interrupt_a_program, [0]) == [-signal.SIGINT]
+
+
+def test_forks_of_a_thread_of_an_executor_end_without_a_word(tmp_path: Path) -> None:
+    done = program(
+        tmp_path,
+        """
+        from concurrent.futures import ThreadPoolExecutor
+        from fastpool import WorkerPool
+
+        def last():
+            return "bye"
+
+        def run():
+            with WorkerPool(2) as pool:
+                return pool.map(abs, [-1, -2], worker_exit=last), set(pool.get_exit_results())
+
+        with ThreadPoolExecutor(1) as executor:
+            print(executor.submit(run).result())
+        """,
+    )
+    assert (done.stdout, done.stderr) == ("([1, 2], {'bye'})\n", "")
