@@ -434,6 +434,9 @@ class Applier:
         finally:
             with self.lock:
                 self._keepers.discard(me)
+                self._callers.discard(me)
+                if self._housekeeper is me:  # an error of the pool's own: the next apply starts another
+                    self._housekeeper = None
                 self.changed.notify_all()
 
     def _collect_and_call_back(self, me: threading.Thread) -> None:

@@ -354,6 +354,7 @@ def interrupt_a_program(_: int) -> int:
         return helper.wait(DEADLINE)
 
 
+@processes
 def test_programs_that_a_task_starts_can_be_interrupted(start_method: str) -> None:
     """A worker leaves Ctrl-C to its owner; what is ignored would be ignored in its programs, too."""
     with WorkerPool(1, start_method=start_method) as pool:
