@@ -623,7 +623,9 @@ class Supervisor:
         return all_gathered
 
     def look(self) -> None:
-        """At what must not wait for a pause, every now and then: deadlines, and ends of processes."""
+        """At what must not wait for a pause: whether the pool was ended; every now and then deadlines, and ends of
+        processes."""
+        self._check_ended()
         if time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + LOOK_SECONDS
             self._stop_late()
