@@ -105,6 +105,7 @@ class Supervisor:
         self._is_ending = False  # :meth:`terminate` has begun and not come to its end
         self._must_end = False  # something failed, and workers may not have been stopped: that may have failed, too
         self._starts_afresh = True  # the next worker to be started is the first
+        self._were_kept = False  # workers of the last map
         self._given: dict[str, Any] = {}  # to the workers, when the first of them was started
         self.running = False  # this process's own part of a map, or of collecting applies, is
         self.mapping = False  # a map has begun, and neither come to its end nor been left
@@ -185,6 +186,7 @@ class Supervisor:
 
     def _end_map(self) -> None:
         self.mapping, self.wanted_by_map, self.turn_of = False, 0, None
+        self._were_kept = self.options.keep_alive
 
     def _log_deaths(self) -> None:
         """Nothing was lost by them."""
@@ -300,7 +302,7 @@ class Supervisor:
         if restarts:
             logger.info("workers are restarted: %s has been set anew", ", ".join(self._outdated))
             self.stop()
-        are_kept = self.options.keep_alive and self._segment is not None  # but may all have reached their lifespan
+        were_kept = self._were_kept and self._segment is not None  # but may all have reached their lifespan
         if self._segment is None:
             shared_memory()  # mapped in workers too, whenever an array is made in it
             n_jobs = self.options.n_jobs
@@ -310,7 +312,7 @@ class Supervisor:
         self.bury(self._ended_meanwhile())
         self.serializer.begin_job()
         if not self._workers:
-            if not restarts and not are_kept:
+            if not restarts and not were_kept:
                 self._starts_afresh = True
             self._given = self.options.given_to_workers
             self._pack_shared_objects()
