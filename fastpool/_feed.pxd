@@ -46,7 +46,7 @@ cdef class Feed:
     cdef readonly uint64_t published  # chunks
     cdef uint64_t limit
     cdef readonly uint64_t base       # the first unit that is a chunk: those before it are tasks of a range
-    cdef readonly uint64_t pending           # tasks encoded but not yet published
+    cdef readonly uint64_t pending    # tasks encoded but not yet published
     cdef uint64_t pending_first       # the first of them
     cdef uint64_t oldest              # chunk: all before it are collected, or given again
     cdef uint64_t *order              # by chunk, modulo FP_FEED_SLOTS: its first task; if it was given again, the next

@@ -58,7 +58,7 @@ class Applier:
         self._blobs: dict[int, tuple[Function, Definition, bytes]] = {}  # of functions, by id
         self._callbacks: deque[tuple[AsyncResult, Callable[[Any], Any], Any]] = deque()
         self._due: set[AsyncResult] = set()  # whose callback has not run yet
-        self._watchers: set[int] = set()  # threads that wait for a result which another thread collects
+        self._watchers: set[threading.Thread] = set()  # that wait for a result which another thread collects
         self._submitted = 0  # since the housekeeper looked
         self._pauses = False  # the housekeeper does, if there are no watchers
         self._housekeeper: threading.Thread | None = None
@@ -356,13 +356,13 @@ class Applier:
         """Wait until something changes that another thread collects."""
         me = threading.current_thread()
         if me not in self._keepers:
-            self._watchers.add(threading.get_ident())
+            self._watchers.add(me)
             if self._pauses:
                 self.supervisor.call()
         try:
             self.changed.wait(seconds)
         finally:
-            self._watchers.discard(threading.get_ident())
+            self._watchers.discard(me)
 
     def _attempt(self, part: Callable[[], None]) -> None:
         """With the engine. What fails here has failed all applies, which say so; in a map's input, the map."""
