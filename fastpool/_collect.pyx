@@ -304,11 +304,11 @@ cdef class Collector:
         """Take what is committed in every lane. False: some was left for the next call, because there is much."""
         cdef int worker
         cdef bint all_taken = True
-        self.segment.check_words()
         for worker in range(self.segment.lanes):
             self.watch.news[worker] = load(fp_line_of(self.segment.at, worker).news)
             if not self.collect_lane(worker):
                 all_taken = False
+        self.segment.check_words()  # after that: with a result comes what its task did to them
         return all_taken
 
     def catch_up(self) -> None:

@@ -477,6 +477,7 @@ cdef class Segment(Arena):
     cdef int check_words(self) except -1
     cdef int check_line(self, int worker, const fp_line *line) except -1
     cdef int check_gate(self, int channel, uint64_t number) except -1
+    cpdef bint has_exited(self, int worker) except? -1
     cdef object all_claimed_at_rest(self, int channel)
     cdef uint64_t _claimed(self, int channel) except -1
     cdef void ring_everybody(self) noexcept nogil

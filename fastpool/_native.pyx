@@ -843,8 +843,8 @@ cdef class Segment(Arena):
         cdef bint possible = state < FP_DEAD if self.pids[worker] else state == FP_DEAD
         if state == FP_STARTING:
             possible = not self.came_up[worker]
-        elif state == FP_EXITED:  # who believes that wrongly waits for a process that does not end
-            possible = self.pids[worker] and load(line.exit_ns) and not load(line.claim)
+        elif state == FP_EXITED:
+            possible = self.pids[worker] and self.has_exited(worker)
         if not possible:
             raise DamagedMemoryError(f"the state of worker {worker}")
         self.came_up[worker] = state != FP_STARTING
@@ -940,8 +940,23 @@ cdef class Segment(Arena):
     def exited(self) -> list[int]:
         """Workers that have written their last word, and whose lane is not yet another's."""
         cdef int worker
-        return [worker for worker in range(self.lanes)
-                if self.pids[worker] and load(fp_line_of(self.at, worker).state) == FP_EXITED]
+        return [worker for worker in range(self.lanes) if self.pids[worker] and self.has_exited(worker)]
+
+    cpdef bint has_exited(self, int worker) except? -1:
+        """Has this worker written its last word?
+
+        Raises
+        ------
+        DamagedMemoryError
+            Its line says so, but shows that it did not come to its end. Who believes that takes the lane of a worker
+            that lives, and waits for a process that does not end.
+        """
+        cdef const fp_line *line = fp_line_of(self.at, worker)
+        if load(line.state) != FP_EXITED:
+            return False
+        if not load(line.exit_ns) or load(line.claim):
+            raise DamagedMemoryError(f"the state of worker {worker}")
+        return True
 
     def command_stop(self, int worker) -> None:
         """Ask a worker to run its exit function and end once it has nothing to do; unless it is to end at once."""

@@ -570,7 +570,7 @@ class Supervisor:
             self.collector.drain(worker_id)
             self._raise_failure()
             del self._workers[worker_id]
-            if self.segment.state(worker_id) != "exited":
+            if not self.segment.has_exited(worker_id):
                 self._mourn(worker_id, process)
             self._empty_lane(worker_id)
 
@@ -771,7 +771,7 @@ class Supervisor:
     def _drop_dead(self) -> None:
         """Workers whose process has ended without their last word, while all are ending."""
         for worker_id in self.segment.ended():
-            if self.segment.state(worker_id) != "exited":
+            if not self.segment.has_exited(worker_id):
                 self._workers.pop(worker_id).reap(block=True)
                 self.collector.drain(worker_id)
                 self.segment.declare_dead(worker_id)

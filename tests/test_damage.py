@@ -409,6 +409,43 @@ def test_words_that_are_believed(
         assert pool.map(abs, [-1]) == [1]
 
 
+class Late:
+    """A number that the parent takes its time to read."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __reduce__(self) -> tuple[Callable[[int], int], tuple[int]]:
+        return read_late, (self.value,)
+
+
+def read_late(value: int) -> int:
+    time.sleep(0.3)
+    return value
+
+
+@pytest.mark.parametrize("damage", [claim_that_both_have_exited, be_in_no_state])
+def test_damage_while_the_parent_reads(damage: Callable[[], None], patience: Callable[[int], int]) -> None:
+    """The results that are left come with one look, and the damage with them."""
+    late: list[int] = []
+
+    def task(worker_id: int, x: int) -> Any:
+        if x == 39:
+            damage()
+        if worker_id == 0 and not late:
+            late.append(x)
+            return Late(x)
+        time.sleep(0.001)  # so that both workers have some
+        return x
+
+    patience(SECONDS)
+    with WorkerPool(n_jobs=2, keep_alive=True, pass_worker_id=True) as pool:
+        pool.map(max, range(10))
+        with pytest.raises(DamagedMemoryError):
+            pool.map(task, range(40), chunk_size=1)
+        assert pool.map(max, [(-1,)]) == [0]
+
+
 @pytest.mark.parametrize("damage", [start_again, give_twice])
 def test_words_that_may_do_no_harm(damage: Callable[[], None], patience: Callable[[int], int]) -> None:
     """If the parent has not seen these workers come up, or has all results before the second ones come."""
